@@ -1,0 +1,139 @@
+"""Checkpoints: `state` resumes a run on any mesh, `params` loads anywhere.
+
+`<workdir>/checkpoints/<step>/` has three items: `state`, as the step left it;
+`params`, what a program downstream wants, with numpy leaves that carry no
+device layout; `config`, as JSON.
+"""
+
+from collections.abc import Sequence
+import pathlib
+from typing import Any
+
+from absl import logging
+import jax
+import ml_collections
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+Manager = ocp.CheckpointManager
+
+
+class CheckpointError(RuntimeError):
+  """A checkpoint could not be written; the message says what is safe."""
+
+
+def manager(workdir: str, *, keep: int, milestones: Sequence[int]) -> Manager:
+  """Keeps the `keep` newest checkpoints, and those of `milestones`."""
+  options = ocp.CheckpointManagerOptions(
+      # The loop decides when to save: every call saves.
+      save_decision_policy=policies.FixedIntervalPolicy(1),
+      preservation_policy=policies.AnyPreservationPolicy([
+          policies.LatestN(keep), policies.CustomSteps(tuple(milestones))]),
+      cleanup_tmp_directories=True)
+  path = pathlib.Path(workdir).absolute() / 'checkpoints'
+  return Manager(path, options=options)
+
+
+def save(
+    mgr: Manager,
+    step: int,
+    *,
+    state: Any,
+    params: Any,
+    config: ml_collections.ConfigDict,
+) -> None:
+  """Starts to save in the background; an error of the last save rises here.
+
+  Raises:
+    CheckpointError: the disk is full or the folder not writable.
+  """
+  saved = sorted(mgr.all_steps())
+  try:
+    mgr.save(step, force=True, args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state),
+        params=ocp.args.StandardSave(jax.device_get(params)),
+        config=ocp.args.JsonSave(config.to_dict())))
+  except Exception as e:
+    raise _unwritten(mgr, saved, e) from e
+
+
+def finish(mgr: Manager) -> None:
+  """Waits until the last save is on disk; raises as `save` does."""
+  saved = sorted(mgr.all_steps())
+  try:
+    mgr.wait_until_finished()
+  except Exception as e:
+    raise _unwritten(mgr, saved, e) from e
+
+
+def _unwritten(mgr, saved, error):
+  reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+  last = f'step {saved[-1]} is safe' if saved else 'none was saved before it'
+  return CheckpointError(
+      f'Could not write a checkpoint to {mgr.directory}: {reason[:300]}. '
+      f'{last[0].upper()}{last[1:]}. Free some space there, then run the same '
+      'command again: it resumes.')
+
+
+def restore_newest(mgr: Manager, steps: range, target: Any) -> Any | None:
+  """The newest readable state among `steps`, laid out as `target` says.
+
+  A damaged one is named, set aside, and the one before it is taken.
+
+  Args:
+    mgr: of the run.
+    steps: global steps to look at.
+    target: ShapeDtypeStructs with shardings.
+
+  Returns:
+    The state, or None where no checkpoint of these steps can be read.
+  """
+  for step in sorted(set(steps) & set(mgr.all_steps()), reverse=True):
+    try:
+      return mgr.restore(step, args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(target))).state
+    except Exception as e:  # Whatever a damaged file makes a reader raise.
+      set_aside(mgr, step, e)
+  return None
+
+
+def set_aside(mgr: Manager, step: int, error: Exception) -> None:
+  """Moves a damaged checkpoint out of the way, with a word on it."""
+  path = pathlib.Path(mgr.directory) / str(step)
+  aside = path.with_name(f'damaged-{step}')
+  path.rename(aside)
+  mgr.reload()
+  reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+  logging.warning(
+      'Checkpoint %s is damaged (%s). Moved to %s; going on from the one '
+      'before it.', path, reason[:200], aside.name)
+
+
+def restore_params(mgr: Manager, step: int) -> Any:
+  """The params of a step, with numpy leaves."""
+  return mgr.restore(step, args=ocp.args.Composite(
+      params=ocp.args.StandardRestore())).params
+
+
+def load(workdir: str, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+  """(params, config) of a run, for programs downstream: numpy and a dict.
+
+  Args:
+    workdir: the run's folder.
+    step: one of `<workdir>/checkpoints/*`; the newest by default.
+
+  Raises:
+    FileNotFoundError: the folder has no checkpoint.
+  """
+  path = pathlib.Path(workdir).absolute() / 'checkpoints'
+  steps = sorted(int(p.name) for p in path.glob('[0-9]*') if p.name.isdigit())
+  if not steps or (step is not None and step not in steps):
+    raise FileNotFoundError(
+        f'No checkpoint {"" if step is None else step} in {path}; '
+        f'it has steps {steps}')
+  path = path / str(steps[-1] if step is None else step)
+  with ocp.StandardCheckpointer() as reader:
+    params = reader.restore(path / 'params')
+  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+    config = reader.restore(path / 'config')
+  return params, config

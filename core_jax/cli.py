@@ -1,0 +1,116 @@
+"""What every method's `main` does, but for the method."""
+
+from collections.abc import Callable
+import os
+import pathlib
+import sys
+from typing import Any
+
+from absl import app
+from absl import flags
+from absl import logging
+from clu import platform
+import jax
+import ml_collections
+from ml_collections import config_flags
+
+from core_jax import checkpoint
+from core_jax import folder
+from core_jax import loop
+
+Config = ml_collections.ConfigDict
+
+_ERRORS = (
+    checkpoint.CheckpointError, FloatingPointError, OSError, ValueError)
+
+
+def run(
+    package: str,
+    default: str,
+    train: Callable[[Config, str], Any],
+    show_plan: Callable[[Config], str],
+) -> None:
+  """Parses the flags, then trains or plans; one clear line for an error.
+
+  Args:
+    package: whose main this is.
+    default: name of its embedded config.
+    train: (config, workdir) -> anything.
+    show_plan: config -> a text on memory and FLOPs.
+  """
+  config = config_flags.DEFINE_config_file(
+      'config', _config_path(package, default), 'The experiment.')
+  workdir = flags.DEFINE_string(
+      'workdir', None, "The run's folder; the same command in the same folder "
+      'resumes. Default: runs/<package>-<config>.')
+  plan = flags.DEFINE_bool(
+      'plan', False, 'Print memory and FLOPs per device, and run nothing.')
+
+  def main(argv):
+    if len(argv) > 1:
+      sys.exit(f'error: {argv[1]!r} is not a flag; see --help')
+    _quieten()
+    _use_compilation_cache()
+    try:
+      experiment = config.value
+      experiment.to_dict()  # Where the file could not be read, raises here.
+      if plan.value:
+        print(show_plan(experiment))
+        return
+      path = workdir.value or _default_workdir(package)
+      platform.work_unit().set_task_status(f'{package}: {path}')
+      train(experiment, path)
+    except loop.Interrupted as e:
+      print(e, file=sys.stderr)
+      sys.exit(e.exit_code)
+    except _ERRORS as e:
+      logging.debug('Where it happened:', exc_info=True)
+      print(f'error: {e}', file=sys.stderr)
+      sys.exit(1)
+
+  app.run(main)
+
+
+def _config_path(package, name):
+  """Beside the package in a checkout, within it once installed."""
+  package_path = pathlib.Path(sys.modules[package].__file__).parent
+  for parent in (package_path.parent, package_path):
+    path = parent / 'configs' / f'{name}.py'
+    if path.exists():
+      return os.path.relpath(path)
+  raise FileNotFoundError(f'{package} was installed without its configs')
+
+
+def _default_workdir(package):
+  """runs/<package>-<config>, from the command line's --config."""
+  name = next(
+      (arg.split('=', 1)[1] for arg in sys.argv[1:]
+       if arg.lstrip('-').startswith('config=')), 'default')
+  stem = pathlib.Path(name.split(':')[0]).stem
+  variant = ''.join(f'-{v}' for v in name.split(':')[1:])
+  return os.path.join('runs', f'{package}-{stem}{variant}')
+
+
+def _quieten():
+  """Warnings only, unless the command line asks for more: orbax tells of
+  every file that it writes."""
+  asked = {arg.lstrip('-').split('=')[0] for arg in sys.argv[1:]}
+  if not asked & {'verbosity', 'v'}:
+    logging.set_verbosity(logging.WARNING)
+
+
+def _use_compilation_cache():
+  """Keeps compiled programs between runs, unless the user has decided."""
+  if jax.config.jax_compilation_cache_dir is None:
+    cache = os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache'))
+    jax.config.update(
+        'jax_compilation_cache_dir', os.path.join(cache, 'distil_jax'))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def describe_devices(mesh: jax.sharding.Mesh) -> str:
+  """One line for people."""
+  kinds = sorted({d.device_kind for d in mesh.devices.flat})
+  return (f'{mesh.size} x {", ".join(kinds)} on {jax.process_count()} host(s), '
+          f'mesh {dict(mesh.shape)}')
+

@@ -1,0 +1,113 @@
+"""A run is a folder: who owns it, and how a run in it stops cleanly."""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import json
+import pathlib
+import shlex
+import signal
+import sys
+from typing import Any
+
+import ml_collections
+
+
+class FolderError(ValueError):
+  """The folder cannot hold this run; the message says why."""
+
+
+def _flat(tree, prefix=''):
+  for name, value in tree.items():
+    if isinstance(value, dict):
+      yield from _flat(value, f'{prefix}{name}.')
+    else:
+      yield f'{prefix}{name}', value
+
+
+def claim(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Path:
+  """Makes the folder and writes `config.json`, or checks the one there.
+
+  Raises:
+    FolderError: the folder belongs to a run with another config (the message
+      has the fields that differ), or cannot be written.
+  """
+  path = pathlib.Path(workdir).absolute()
+  # Through JSON, so that a tuple equals the list it is saved as.
+  wanted = json.loads(config.to_json_best_effort())
+  try:
+    (path / 'figures').mkdir(parents=True, exist_ok=True)
+    if (path / 'config.json').exists():
+      _compare(path, wanted)
+    else:
+      write_text(path / 'config.json', json.dumps(wanted, indent=2) + '\n')
+  except OSError as e:
+    raise FolderError(f'--workdir={workdir} cannot be used: {e}') from e
+  return path
+
+
+def _compare(path, wanted):
+  try:
+    saved = json.loads((path / 'config.json').read_text())
+  except ValueError as e:
+    raise FolderError(
+        f'{path / "config.json"} is damaged ({e}). Give another --workdir, or '
+        'remove the file if the config of this command is the one of the run.'
+    ) from e
+  old, new = dict(_flat(saved)), dict(_flat(wanted))
+  differ = [
+      f'  {name}: {old.get(name, "absent")} in the folder, '
+      f'{new.get(name, "absent")} asked for'
+      for name in sorted(old.keys() | new.keys())
+      if old.get(name, ...) != new.get(name, ...)]
+  if differ:
+    raise FolderError(
+        f'{path} holds a run with another config:\n' + '\n'.join(differ) +
+        '\nGive another --workdir, or the same values to resume.')
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file whole or not at all."""
+  partial = path.with_name(path.name + '.partial')
+  partial.write_text(text, encoding='utf-8')
+  partial.replace(path)
+
+
+def resume_command(workdir: Any) -> str:
+  """The command line of this process, with its folder spelt out."""
+  spec = getattr(sys.modules['__main__'], '__spec__', None)
+  program = ['-m', spec.name] if spec else [sys.argv[0]]
+  command = ['python', *program, *sys.argv[1:]]
+  if not any(arg.startswith(('--workdir', '-workdir')) for arg in sys.argv):
+    command.append(f'--workdir={workdir}')
+  return shlex.join(command)
+
+
+@dataclasses.dataclass
+class StopRequest:
+  """Set by a signal, read by the loop between two steps."""
+
+  received: signal.Signals | None = None
+
+
+@contextlib.contextmanager
+def stop_request() -> Iterator[StopRequest]:
+  """Turns SIGTERM and the first Ctrl-C into a request; a second one kills."""
+  request = StopRequest()
+
+  def handle(number, frame):
+    del frame
+    if request.received is not None:
+      raise KeyboardInterrupt
+    request.received = signal.Signals(number)
+
+  numbers = (signal.SIGTERM, signal.SIGINT)
+  try:
+    before = {number: signal.signal(number, handle) for number in numbers}
+  except ValueError:  # Not the main thread: nothing can be caught there.
+    before = {}
+  try:
+    yield request
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)

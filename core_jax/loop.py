@@ -1,0 +1,202 @@
+"""The loop: everything about training that is not the paper."""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import contextlib
+import dataclasses
+import itertools
+import time
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec as P
+import ml_collections
+import numpy as np
+
+from core_jax import checkpoint
+from core_jax import data
+from core_jax import folder
+from core_jax import mesh as mesh_lib
+from core_jax import metrics as metrics_lib
+
+
+def no_batch(step: int) -> dict[str, np.ndarray]:
+  """The batch of a stage that draws all it needs from its key."""
+  del step
+  return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """One compiled program of a run, and what goes in and out of it.
+
+  Attributes:
+    name: as in metrics, figures and the results of the run.
+    num_steps: rounds.
+    mesh: to run on, with the axes that `state_spec` names.
+    init: frozen -> state, a dataclass of arrays with a `step`; compiled.
+    step: (state, batch, frozen) -> (state, metrics); pure, compiled once.
+    params: state -> what the run hands on; saved as numpy.
+    batch: step -> this host's rows, numpy; a function of the step alone.
+    frozen: results of the stages before -> weights that `step` only reads.
+    state_spec: PartitionSpecs, a prefix of the state's tree.
+  """
+
+  name: str
+  num_steps: int
+  mesh: jax.sharding.Mesh
+  init: Callable[[Any], Any]
+  step: Callable[[Any, Any, Any], tuple[Any, dict[str, jax.Array]]]
+  params: Callable[[Any], Any]
+  batch: Callable[[int], Any] = no_batch
+  frozen: Callable[[dict[str, Any]], Any] = lambda results: {}
+  state_spec: Any = P()
+
+
+class Interrupted(Exception):
+  """The run was asked to stop, and has saved; the message tells how to go on.
+  """
+
+  def __init__(self, message: str, exit_code: int):
+    super().__init__(message)
+    self.exit_code = exit_code
+
+
+@dataclasses.dataclass
+class _Run:
+  """What every stage of a run shares."""
+
+  config: ml_collections.ConfigDict
+  mgr: checkpoint.Manager
+  stop: folder.StopRequest
+  workdir: str
+
+
+def fit(
+    stages: Sequence[Stage],
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    given: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+  """Runs the stages one after the other, resuming what `workdir` holds.
+
+  Checkpoints are numbered through the run: a stage starts where the one
+  before it ends, and the last one of every stage is kept.
+
+  Args:
+    stages: in order; a later one may read the results of all before it.
+    config: log_every_steps, checkpoint_every_steps, keep.
+    workdir: the run's folder.
+    given: results of stages that another run has been through.
+
+  Returns:
+    Name of the stage -> its params, numpy; and what was given.
+
+  Raises:
+    Interrupted: SIGTERM or Ctrl-C; all is saved.
+    FloatingPointError: a metric is not finite; the last checkpoint is good.
+    checkpoint.CheckpointError: a full disk.
+  """
+  ends = list(itertools.accumulate(stage.num_steps for stage in stages))
+  results = dict(given or {})
+  with checkpoint.manager(workdir, keep=config.keep, milestones=ends) as mgr, \
+      folder.stop_request() as stop:
+    run = _Run(config, mgr, stop, workdir)
+    for stage, end in zip(stages, ends, strict=True):
+      results[stage.name] = _finished(mgr, end)
+      if results[stage.name] is None:
+        results[stage.name] = _train(
+            run, stage, end - stage.num_steps, stage.frozen(results))
+  return results
+
+
+def _finished(mgr, end):
+  """The params of a stage that ended at step `end`; None if it has not."""
+  if end not in mgr.all_steps():
+    return None
+  try:
+    return checkpoint.restore_params(mgr, end)
+  except Exception as e:  # Whatever a damaged file makes a reader raise.
+    checkpoint.set_aside(mgr, end, e)
+    return None
+
+
+def abstract_state(stage: Stage, frozen: Any) -> Any:
+  """Shapes, dtypes and layouts of the stage's state; nothing is computed."""
+  shapes = jax.eval_shape(stage.init, frozen)
+  layout = mesh_lib.shardings(stage.mesh, stage.state_spec)
+  return jax.tree.map(
+      lambda s, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      jax.tree.broadcast(layout, shapes), shapes)
+
+
+def _start(run, stage, offset, frozen):
+  """The state to go on from: restored, or born on the mesh."""
+  target = abstract_state(stage, frozen)
+  steps = range(offset + 1, offset + stage.num_steps + 1)
+  state = checkpoint.restore_newest(run.mgr, steps, target)
+  if state is not None:
+    return state
+  layout = mesh_lib.shardings(stage.mesh, stage.state_spec)
+  return jax.jit(stage.init, out_shardings=layout)(frozen)
+
+
+def _train(run, stage, offset, frozen):
+  """Trains one stage from where it stands to its end; returns its params."""
+  config = run.config
+  frozen = mesh_lib.put(frozen, stage.mesh)
+  state = _start(run, stage, offset, frozen)
+  compiled = mesh_lib.compile_step(stage.step, stage.mesh, stage.state_spec)
+  first, started, recent = int(state.step), time.monotonic(), []
+  with metrics_lib.MetricsWriter(run.workdir, offset + first) as writer, \
+      contextlib.closing(
+          data.prefetch(stage.batch, first, stage.num_steps)) as batches:
+    for i, batch in batches:
+      batch = mesh_lib.put(batch, stage.mesh, P('data'))
+      # The order within one turn is a contract: update, check and log, save.
+      state, metrics = compiled(state, batch, frozen)
+      recent.append(metrics)
+      done = i + 1
+      last, stopped = done == stage.num_steps, run.stop.received is not None
+      due = last or stopped or done % config.checkpoint_every_steps == 0
+      log = last or done % config.log_every_steps == 0
+      if due or log or done == first + 1:
+        scalars = _means(recent)
+        if log:
+          writer.write(offset + done, stage.name, scalars)
+          recent = []
+        metrics_lib.check_finite(scalars, done, stage.name)
+        _print_progress(stage, first, done, time.monotonic() - started, scalars)
+      if due:
+        checkpoint.save(
+            run.mgr, offset + done, state=state, params=stage.params(state),
+            config=config)
+      if stopped and not last:
+        _interrupt(run, stage, done)
+  checkpoint.finish(run.mgr)
+  return jax.device_get(stage.params(state))
+
+
+def _means(recent):
+  """Metrics of the steps since the last line, on the devices -> their means."""
+  rows = jax.device_get(recent)
+  return {
+      name: float(np.mean([row[name] for row in rows], dtype=np.float64))
+      for name in rows[0]}
+
+
+def _print_progress(stage, first, done, seconds, scalars):
+  if jax.process_index() == 0:
+    print(metrics_lib.progress_line(
+        stage.name, done, stage.num_steps, since=first, seconds=seconds,
+        scalars=scalars), flush=True)
+
+
+def _interrupt(run, stage, done):
+  checkpoint.finish(run.mgr)
+  number = run.stop.received
+  raise Interrupted(
+      f'{number.name} at step {done} of {stage.num_steps} of {stage.name!r}: '
+      f'saved. To go on:\n  {folder.resume_command(run.workdir)}',
+      exit_code=128 + number.value)

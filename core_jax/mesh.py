@@ -1,0 +1,120 @@
+"""The device mesh, and the one place where a step is compiled."""
+
+from collections.abc import Callable
+from collections.abc import Sequence
+import math
+from typing import Any
+
+import jax
+from jax.sharding import AxisType
+from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+
+
+def make_mesh(
+    num_students: int = 1,
+    student_devices: int = 0,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+  """A mesh ('student', 'data') of all devices.
+
+  Args:
+    num_students: K, the length of the student axis of the state; 1 where the
+      method has none.
+    student_devices: devices along 'student'; 0 takes the largest number that
+      divides both K and the number of devices.
+    devices: defaults to all devices of all hosts.
+
+  Raises:
+    ValueError: `student_devices` does not divide K or the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  size = student_devices or math.gcd(num_students, len(devices))
+  if num_students % size or len(devices) % size:
+    raise ValueError(
+        f'student_devices={size} must divide num_students={num_students} and '
+        f'the {len(devices)} devices; '
+        f'{math.gcd(num_students, len(devices))} does')
+  # make_mesh alone gives Explicit axes, which need jax.set_mesh everywhere.
+  return jax.make_mesh(
+      (size, len(devices) // size), ('student', 'data'),
+      axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, field: str) -> None:
+  """Raises ValueError where `batch_size` does not divide over 'data'."""
+  parts = mesh.shape['data']
+  if batch_size < 1 or batch_size % parts:
+    nearest = max(parts, parts * round(batch_size / parts))
+    raise ValueError(
+        f'{field}={batch_size} does not divide over the {parts} devices of '
+        f"the mesh's 'data' axis; the nearest that does is {nearest}")
+
+
+def shardings(mesh: Mesh, specs: Any) -> Any:
+  """A tree of PartitionSpecs -> the same tree of NamedShardings."""
+  return jax.tree.map(
+      lambda spec: NamedSharding(mesh, spec), specs,
+      is_leaf=lambda x: isinstance(x, P))
+
+
+def put(tree: Any, mesh: Mesh, spec: P = P()) -> Any:
+  """Arrays of this host -> global arrays on the mesh, laid out by `spec`."""
+  sharding = NamedSharding(mesh, spec)
+  return jax.tree.map(
+      lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)),
+      tree)
+
+
+def split_rows(x: jax.Array, mesh: Mesh) -> jax.Array:
+  """Inside a step: lays the rows of [B, ...] out over the 'data' axis."""
+  if mesh.shape['data'] == 1:
+    return x
+  current = jax.sharding.get_abstract_mesh()  # in shard_map: 'student' manual
+  sharding = NamedSharding(mesh if current.empty else current, P('data'))
+  return jax.lax.with_sharding_constraint(x, sharding)
+
+
+def map_students(update: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+  """Maps `update(student, *shared)` over students, an axis of every leaf.
+
+  Devices along 'student' take equal shares of the K students; a device goes
+  through its share one by one. (A vmap would turn a convolution by K kernels
+  into a grouped one, slow everywhere.) 'data' stays with the compiler.
+
+  Args:
+    update: (student, *shared) -> result, pytrees without the axis K.
+    mesh: has an axis 'student' that divides K.
+
+  Returns:
+    (students [K, ...], *shared) -> results [K, ...].
+  """
+
+  def local(students, *shared):
+    return jax.lax.map(lambda student: update(student, *shared), students)
+
+  def mapped(students, *shared):
+    return jax.shard_map(
+        local, mesh=mesh, axis_names={'student'}, out_specs=P('student'),
+        in_specs=(P('student'), *[P()] * len(shared)))(students, *shared)
+
+  return mapped
+
+
+def compile_step(
+    step: Callable[..., Any], mesh: Mesh, state_spec: Any
+) -> Callable[..., Any]:
+  """Compiles `step(state, batch, frozen) -> (state, metrics)`.
+
+  The state is donated and keeps its layout; rows of the batch are split over
+  'data'; frozen weights are an argument, replicated and not donated.
+  """
+  state = shardings(mesh, state_spec)
+  everywhere = NamedSharding(mesh, P())
+  return jax.jit(
+      step,
+      in_shardings=(state, NamedSharding(mesh, P('data')), everywhere),
+      out_shardings=(state, everywhere),
+      donate_argnums=0)

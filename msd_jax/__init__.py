@@ -1,0 +1,6 @@
+"""Multi-Student Distillation of diffusion models (arXiv 2410.23274)."""
+
+from core_jax.checkpoint import load
+from msd_jax.routing import generate
+
+__all__ = ['generate', 'load']

@@ -1,0 +1,240 @@
+"""Figures of samples and of measured curves, drawn without global state."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import math
+import os
+from typing import Any
+
+import chex
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
+import numpy as np
+
+_DPI = 150
+_INK, _GREY, _RULE = '#222222', '#666666', '#dddddd'
+# Okabe and Ito's palette: apart for colour-blind eyes, too.
+_COLOURS = (
+    '#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9',
+    '#000000', '#b8a500')
+_TILE = 64  # Pixels of the figure that an image is at least wide.
+_GAP = 10  # Pixels between two images.
+
+
+def image_grid(
+    path: str,
+    columns: Mapping[str, np.ndarray],
+    *,
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    title: str = '',
+    samples_per_class: int = 4,
+    max_classes: int = 12,
+) -> None:
+  """Writes a PNG with a block of images for each method and a row per class.
+
+  Every pixel of an image becomes a square of whole pixels. Images of one
+  channel are drawn as ink on paper: their lowest value is white.
+
+  Args:
+    path: of the PNG.
+    columns: title of a block to images [N, H, W, C], uint8 or float in [-1, 1].
+    labels: int [N], the same for all blocks.
+    class_names: [Y].
+    title: of the figure.
+    samples_per_class: images in a row of a block, the first of their class.
+    max_classes: rows at most, the first classes.
+  """
+  for images in columns.values():
+    chex.assert_shape(images, (len(labels), None, None, None))
+  rows = [
+      np.flatnonzero(np.asarray(labels) == label)[:samples_per_class]
+      for label in range(min(len(class_names), max_classes))]
+  blocks = {
+      name: _mosaic(_to_bytes(images), rows, samples_per_class)
+      for name, images in columns.items()}
+  height, width = next(iter(blocks.values())).shape[:2]
+  # Margins in pixels; an average glyph of the row names is about 12 wide.
+  left = 24 + 12 * max(len(name) for name in class_names[:len(rows)])
+  top, edge = 48 + (44 if title else 0), 24
+  total_width = left + len(blocks) * (width + edge)
+  total_height = top + height + edge
+  figure = _figure(total_width, total_height)
+  for i, (name, block) in enumerate(blocks.items()):
+    x = left + i * (width + edge)
+    axes = figure.add_axes((
+        x / total_width, edge / total_height,
+        width / total_width, height / total_height))
+    axes.imshow(block, interpolation='nearest', aspect='auto')
+    axes.set_axis_off()
+    axes.set_title(name, fontsize=9, color=_INK, pad=6)
+    if i == 0:
+      _name_rows(axes, class_names[:len(rows)], height / len(rows))
+  if title:
+    figure.text(
+        0.5, 1 - 14 / total_height, title, ha='center', va='top', fontsize=10,
+        color=_INK)
+  _save(figure, path)
+
+
+def _name_rows(axes, names, row_height):
+  for row, name in enumerate(names):
+    axes.text(
+        -10, (row + 0.5) * row_height - _GAP / 2, name, ha='right', va='center',
+        fontsize=8, color=_GREY)
+
+
+def _to_bytes(images):
+  """Images to uint8 [N, H, W, 3]; one channel as ink on paper."""
+  images = np.asarray(images)
+  if images.dtype != np.uint8:
+    images = np.rint(np.clip(images, -1, 1) * 127.5 + 127.5).astype(np.uint8)
+  if images.shape[-1] == 1:
+    images = np.repeat(255 - images, 3, axis=-1)
+  return images
+
+
+def _mosaic(images, rows, num_columns):
+  """Lays images [N, H, W, 3] out by rows of indices: uint8 [h, w, 3]."""
+  scale = math.ceil(_TILE / images.shape[2])
+  images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+  height, width = (size + _GAP for size in images.shape[1:3])
+  sheet = np.full((len(rows) * height, num_columns * width, 3), 255, np.uint8)
+  for i, indices in enumerate(rows):
+    for j, index in enumerate(indices):
+      sheet[
+          i * height:(i + 1) * height - _GAP,
+          j * width:(j + 1) * width - _GAP] = images[index]
+  return sheet
+
+
+def points(
+    path: str,
+    panels: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    extent: float,
+    *,
+    title: str = '',
+    max_points: int = 20_000,
+) -> None:
+  """Writes a PNG with a scatter plot per panel, coloured by class.
+
+  Args:
+    path: of the PNG.
+    panels: title to (points [N, 2], labels int [N]).
+    extent: each panel shows [-extent, extent]^2.
+    title: of the figure.
+    max_points: drawn in a panel, the first of the set.
+  """
+  num_rows = math.ceil(len(panels) / 4)
+  num_columns = math.ceil(len(panels) / num_rows)
+  figure = _figure(
+      330 * num_columns, 360 * num_rows + (40 if title else 0), 'constrained')
+  grid = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+  for axes in grid[len(panels):]:
+    axes.set_axis_off()
+  num_classes = 1 + max(int(np.max(labels)) for _, labels in panels.values())
+  colours = _class_colours(num_classes)
+  for axes, (name, (xy, labels)) in zip(grid, panels.items(), strict=False):
+    chex.assert_shape(xy, (len(labels), 2))
+    xy, labels = np.asarray(xy)[:max_points], np.asarray(labels)[:max_points]
+    axes.scatter(xy[:, 0], xy[:, 1], s=1.5, c=colours[labels], linewidths=0,
+                 alpha=0.5)
+    axes.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect='equal')
+    axes.set(xticks=(), yticks=())
+    axes.spines[:].set_color(_RULE)
+    axes.set_title(name, fontsize=9, color=_INK)
+  if title:
+    figure.suptitle(title, fontsize=10, color=_INK)
+  _save(figure, path)
+
+
+def _class_colours(num_classes):
+  """Colours [Y, 3 or 4]: the palette while it lasts, then a cyclic map."""
+  if num_classes <= len(_COLOURS):
+    return np.array(_COLOURS[:num_classes])
+  return colormaps['hsv'](np.linspace(0, 1, num_classes, endpoint=False))
+
+
+def curve_over_students(
+    path: str,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    ylabel: str,
+    floor: float | None = None,
+    teacher: float | None = None,
+    title: str = '',
+) -> None:
+  """Writes a PNG: distance against the number of students, a line per size.
+
+  Args:
+    path: of the PNG.
+    rows: one for each run, with 'size' (a name), 'num_students' (K) and
+      'distance'. Rows of one size and K are seeds of one experiment: the line
+      goes through their mean, with bars of one deviation (N - 1).
+    ylabel: name and unit of the distance.
+    floor: distance of two draws of the true law, a dotted line.
+    teacher: the teacher's distance, a dashed line.
+    title: of the figure.
+  """
+  figure = _figure(900, 600, 'constrained')
+  axes = figure.subplots()
+  sizes = list(dict.fromkeys(row['size'] for row in rows))
+  for i, size in enumerate(sizes):
+    counts, means, spreads = _statistics(
+        [row for row in rows if row['size'] == size])
+    # A small shift keeps the bars of different sizes apart.
+    shift = 2 ** (0.04 * (i - (len(sizes) - 1) / 2))
+    axes.errorbar(
+        counts * shift, means, yerr=spreads, label=size, marker='o',
+        markersize=4, capsize=3, linewidth=1.5,
+        color=_COLOURS[i % len(_COLOURS)])
+  for name, value, style in (
+      ('teacher', teacher, '--'), ('floor', floor, ':')):
+    if value is not None:
+      axes.axhline(value, color=_GREY, linestyle=style, linewidth=1.2,
+                   label=name)
+  axes.set_xscale('log', base=2)
+  axes.set_xticks(sorted({row['num_students'] for row in rows}))
+  axes.xaxis.set_major_formatter(ScalarFormatter())
+  axes.set_ylim(bottom=0)
+  axes.set_xlabel('students K', color=_INK)
+  axes.set_ylabel(ylabel, color=_INK)
+  axes.set_title(title, fontsize=10, color=_INK)
+  axes.grid(axis='y', color=_RULE, linewidth=0.6)
+  axes.spines[['top', 'right']].set_visible(False)
+  # Matplotlib lists plain lines before those with bars: put the sizes first.
+  handles, names = axes.get_legend_handles_labels()
+  order = np.argsort([name not in sizes for name in names], stable=True)
+  axes.legend(
+      [handles[i] for i in order], [names[i] for i in order], frameon=False,
+      fontsize=8)
+  _save(figure, path)
+
+
+def _statistics(rows):
+  """Sorted K, mean and deviation over seeds of the distance, each [n]."""
+  by_count = {}
+  for row in rows:
+    by_count.setdefault(row['num_students'], []).append(row['distance'])
+  counts = sorted(by_count)
+  means = [np.mean(by_count[k]) for k in counts]
+  spreads = [
+      np.std(by_count[k], ddof=1) if len(by_count[k]) > 1 else 0.0
+      for k in counts]
+  return np.array(counts, np.float64), np.array(means), np.array(spreads)
+
+
+def _figure(width: int, height: int, layout: str | None = None) -> Figure:
+  """A white figure of this many pixels, with a canvas of its own."""
+  figure = Figure(
+      figsize=(width / _DPI, height / _DPI), dpi=_DPI, layout=layout,
+      facecolor='white')
+  FigureCanvasAgg(figure)
+  return figure
+
+
+def _save(figure: Figure, path: str) -> None:
+  os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+  figure.savefig(path, dpi=_DPI, format='png')

@@ -1,0 +1,94 @@
+"""Networks by name, and how saved params say which network they are of."""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from msd_jax import mlp
+from msd_jax import unet
+
+NETWORKS = {'mlp': mlp.ResidualMLP, 'adm': unet.ADM}
+
+
+def build(
+    network: Mapping[str, Any], shape: tuple[int, ...], num_classes: int
+) -> nn.Module:
+  """The module that a config's `network` describes.
+
+  Args:
+    network: `kind`, one of NETWORKS, and the fields of its module.
+    shape: of one example, (H, W, C) or (D,).
+    num_classes: Y.
+
+  Raises:
+    ValueError: an unknown kind or field, or a shape that the kind can't take.
+  """
+  settings = dict(network)
+  kind = settings.pop('kind')
+  if kind not in NETWORKS:
+    raise ValueError(
+        f'network.kind={kind!r} is not known; there are {sorted(NETWORKS)}')
+  settings = {
+      name: tuple(value) if isinstance(value, (list, tuple)) else value
+      for name, value in settings.items()}
+  if kind == 'mlp':
+    settings['shape'] = tuple(shape)
+  elif len(shape) == 3 and shape[0] == shape[1]:
+    settings['resolution'], settings['channels'] = shape[0], shape[2]
+  else:
+    raise ValueError(
+        f"network.kind='adm' takes square images, not {shape}; use 'mlp'")
+  known = set(NETWORKS[kind].__dataclass_fields__) - {'parent', 'name'}
+  if set(settings) - known:
+    raise ValueError(
+        f'network has no {sorted(set(settings) - known)}; {kind!r} has '
+        f'{sorted(known)}')
+  return NETWORKS[kind](num_classes=num_classes, **settings)
+
+
+def describe(module: nn.Module) -> dict[str, dict[str, np.ndarray]]:
+  """{kind: {field: array}}: a module's settings as leaves beside its params.
+
+  What is at its default need not be there to build the module again, but is:
+  a default may change.
+  """
+  kind = next(k for k, cls in NETWORKS.items() if type(module) is cls)
+  skip = ('parent', 'name', 'dtype')
+  return {kind: {
+      field: np.asarray(getattr(module, field))
+      for field in module.__dataclass_fields__ if field not in skip}}
+
+
+def from_description(description: Mapping[str, Any]) -> nn.Module:
+  """The inverse of `describe`."""
+  (kind, settings), = description.items()
+  return NETWORKS[kind](**{
+      field: tuple(value.tolist()) if value.ndim else value.item()
+      for field, value in (
+          (f, np.asarray(v)) for f, v in settings.items())})
+
+
+def apply_fn(module: nn.Module) -> Callable[..., jax.Array]:
+  """(params, x, c_noise, labels, dropout_key=None) -> F; no key, no dropout."""
+
+  def apply(params, x, c_noise, labels, dropout_key=None):
+    rngs = {} if dropout_key is None else {'dropout': dropout_key}
+    return module.apply(
+        {'params': params}, x, c_noise, labels,
+        deterministic=dropout_key is None, rngs=rngs)
+
+  return apply
+
+
+def init_params(
+    module: nn.Module, key: jax.Array, shape: tuple[int, ...]
+) -> Any:
+  """Fresh params for examples of `shape`."""
+  return module.init(
+      key, jnp.zeros((1, *shape)), jnp.zeros((1,)),
+      jnp.zeros((1,), jnp.int32))['params']

@@ -1,0 +1,180 @@
+"""What a run shows: figures of every sampler, pictures, the report."""
+
+from collections.abc import Callable
+import functools
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from core_jax import folder
+from core_jax import report as report_lib
+from msd_jax import diffusion
+from msd_jax import evaluate
+from msd_jax import figures as figures_lib
+from msd_jax import routing
+from msd_jax import stages
+
+_TITLES = {
+    'teacher': 'Teacher',
+    'single_equal_batch': '1 student, equal batch',
+    'single_equal_compute': '1 student, equal compute',
+}
+
+
+def title(name: str, num_students: int) -> str:
+  """Name of a sampler, for people."""
+  plural = '' if num_students == 1 else 's'
+  return _TITLES.get(name, f'{num_students} student{plural}')
+
+
+def samplers(
+    run: stages.Setup, params: dict[str, Any]
+) -> dict[str, Callable[[np.ndarray, jax.Array], jax.Array]]:
+  """Name -> (labels int32 [n], key) -> samples [n, ...]."""
+  settings = diffusion.Sampler(
+      num_steps=run.config.teacher.sampler_steps,
+      sigma_min=run.config.sigma_min, sigma_max=run.config.sigma_max)
+  denoised = stages.denoiser(run, run.teacher)
+
+  @jax.jit
+  def sample_teacher(teacher, labels, key):
+    noise_key, key = jax.random.split(key)
+    noise = jax.random.normal(
+        noise_key, (labels.shape[0], *run.dataset.shape))
+    return diffusion.sample(
+        lambda x, sigma: denoised(teacher, x, sigma, labels), noise, key,
+        settings)
+
+  found = {'teacher': functools.partial(sample_teacher, params['teacher'])}
+  for name in stages.routers(run):
+    found[name] = functools.partial(routing.generate, params[name])
+  return found
+
+
+def report(
+    run: stages.Setup,
+    params: dict[str, Any],
+    path: pathlib.Path,
+    *,
+    steps: int,
+    started: float,
+) -> dict[str, Any]:
+  """Measures, draws and writes; returns what `summary.json` holds."""
+  # Another stream than the stages', which use key(seed) itself.
+  key = jax.random.fold_in(jax.random.key(run.config.seed), 1)
+  show = _points if len(run.dataset.shape) == 1 else _images
+  figures, sections = show(run, params, path, key)
+  summary = report_lib.write_summary(
+      path, figures, seed=run.config.seed, steps=steps,
+      wall_seconds=time.monotonic() - started)
+  if jax.process_index() == 0:
+    page = report_lib.write_report(
+        path, title=f'Multi-student distillation: {run.config.dataset}',
+        lead=_lead(run), sections=sections, config=run.config,
+        command=folder.resume_command(path))
+    print(_closing(figures, page), flush=True)
+  return summary
+
+
+def _lead(run):
+  return (
+      f'A diffusion teacher ({2 * run.config.teacher.sampler_steps - 1} '
+      f'evaluations a sample) and {run.config.num_students} students of one '
+      'evaluation, each for its part of the classes.')
+
+
+def _closing(figures, page):
+  shown = '\n'.join(
+      f'  {name:<32} {value:.4g}' for name, value in figures.items()
+      if '_partition' not in name)
+  return f'{shown}\nreport: {page}\nsummary: {page.with_name("summary.json")}'
+
+
+def _images(run, params, path, key):
+  """Figures and sections of a run on images."""
+  module = stages.make_classifier(run)
+  classify = functools.partial(
+      evaluate.predict, module.apply, params['classifier'])
+  routers = stages.routers(run)
+  figures, samples = evaluate.evaluate_images(
+      samplers(run, params), run.dataset, classify, key,
+      num_sets=run.config.evaluation.num_sets, partitions=routers)
+  counts = {name: int(r.max()) + 1 for name, r in routers.items()}
+  titles = {'real': 'Real'} | {
+      name: title(name, counts.get(name, 1)) for name in samples
+      if name != 'real'}
+  grid = path / 'figures' / 'samples.png'
+  figures_lib.image_grid(
+      grid,
+      {titles[name]: images.astype(np.float32) / 127.5 - 1
+       for name, images in samples.items()},
+      labels=run.dataset.test.arrays['label'],
+      class_names=run.dataset.class_names,
+      title='One row a class; students make an image in one evaluation')
+  rows = [['Real, not seen in training', figures['floor_frechet'], None, None,
+           figures['real_accuracy']]]
+  rows += [
+      [titles[name], figures[f'{name}_frechet'],
+       figures[f'{name}_frechet_spread'], figures[f'{name}_frechet_pooled'],
+       figures[f'{name}_accuracy']] for name in samples if name != 'real']
+  tables = [report_lib.Table(
+      ['', 'Fréchet distance', 'spread of sets', 'all sets together',
+       'label found'], rows,
+      'Fréchet distance on the features of a classifier trained on the same '
+      f'images (not FID), to the real training images, in sets of '
+      f'{len(run.dataset.test)}; the first row is the floor. Less is better.')]
+  tables += _partition_table(run, figures, routers)
+  return figures, [
+      report_lib.Heading('Samples'),
+      report_lib.Figure(grid, 'Real images, teacher and students'),
+      report_lib.Heading('Distances'), *tables]
+
+
+def _partition_table(run, figures, routers):
+  """The students one by one, where there are several."""
+  router, names = routers['students'], run.dataset.class_names
+  rows = []
+  for k in range(router.max() + 1):
+    prefix = f'students_partition{k}'
+    if f'{prefix}_frechet' in figures:
+      classes = ', '.join(names[y] for y in np.flatnonzero(router == k))
+      rows.append([classes] + [
+          figures.get(f'{prefix}_{x}frechet')
+          for x in ('floor_', 'teacher_', '')])
+  if len(rows) < 2:
+    return []
+  return [report_lib.Table(
+      ['classes of a student', 'real (floor)', 'teacher', 'student'], rows,
+      'The same distance on the classes of each student alone; not to be '
+      'compared with the distance on all classes.')]
+
+
+def _points(run, params, path, key):
+  """Figures and sections of a run in the plane."""
+  found = samplers(run, params)
+  num_samples = run.config.evaluation.num_samples
+  figures = evaluate.evaluate_points(
+      found, run.dataset.num_classes, key, num_samples=num_samples)
+  labels = np.arange(4096, dtype=np.int32) % run.dataset.num_classes
+  counts = {n: int(r.max()) + 1 for n, r in stages.routers(run).items()}
+  real = run.dataset.test.arrays
+  panels = {'Real': (real['image'][:4096], real['label'][:4096])} | {
+      title(name, counts.get(name, 1)): (np.asarray(sampler(labels, key)),
+                                         labels)
+      for name, sampler in found.items()}
+  plot = path / 'figures' / 'samples.png'
+  figures_lib.points(plot, panels, extent=1.5)
+  rows = [['Teacher, another sample', figures['floor_l1']]] + [
+      [title(name, counts[name]), figures[f'{name}_l1']] for name in counts]
+  return figures, [
+      report_lib.Heading('Samples'),
+      report_lib.Figure(plot, 'Data, teacher and students; colours are classes'),
+      report_lib.Heading('Distances'),
+      report_lib.Table(
+          ['', 'l1'], rows,
+          'Total l1 distance of 128 x 128 histograms over [-1.5, 1.5]^2 to '
+          f'{num_samples:,} samples of the teacher, 0 to 2; the first row is '
+          'the floor.')]

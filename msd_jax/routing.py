@@ -1,0 +1,169 @@
+"""One-step generation: each label goes to the student that knows its class."""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from msd_jax import diffusion
+from msd_jax import networks
+from msd_jax import students
+
+
+def bundle(
+    generators: Any,
+    module: nn.Module,
+    router: np.ndarray,
+    *,
+    sigma_max: float,
+    sigma_data: float,
+) -> dict[str, Any]:
+  """What a run saves and `generate` takes: params that explain themselves.
+
+  Args:
+    generators: params [K, ...].
+    module: whose params they are.
+    router: int32 [Y], the student of every label.
+    sigma_max: of the noise that the generators take.
+    sigma_data: of their preconditioning.
+  """
+  return {
+      'generator': generators,
+      'router': jnp.asarray(router, jnp.int32),
+      'sigma_max': jnp.float32(sigma_max),
+      'sigma_data': jnp.float32(sigma_data),
+      'network': networks.describe(module)}
+
+
+def generate(
+    params: dict[str, Any],
+    labels: Any,
+    key: jax.Array,
+    *,
+    block_size: int = 64,
+) -> jax.Array:
+  """Images of `labels` by one forward pass of one student each.
+
+  The noise of image i depends on the key and on i alone, so an image does not
+  change with the company that it is made in. Any labels of the same number
+  run in the same compiled program.
+
+  Args:
+    params: as saved in `checkpoints/<step>/params`.
+    labels: int [B].
+    key: typed PRNG key.
+    block_size: images that one student makes at a time; each student that is
+      asked fills its last block up.
+
+  Returns:
+    float32 [B, H, W, C] in about [-1, 1] (points: [B, 2]).
+
+  Raises:
+    ValueError: a label out of range.
+  """
+  labels = check_labels(labels, params['router'].shape[0])
+  module = networks.from_description(params['network'])
+  arrays = {k: v for k, v in params.items() if k != 'network'}
+  return _generate(module, min(block_size, len(labels)), arrays, labels, key)
+
+
+def check_labels(labels: Any, num_classes: int) -> np.ndarray:
+  """int [B] -> int32 [B]; ValueError where one is out of range."""
+  labels = np.asarray(labels)
+  if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+    raise ValueError(
+        f'labels must be integers of shape [B], not {labels.dtype} '
+        f'{list(labels.shape)}')
+  bad = np.flatnonzero((labels < 0) | (labels >= num_classes))
+  if bad.size:
+    raise ValueError(
+        f'labels[{bad[0]}] = {labels[bad[0]]} is out of range: the students '
+        f'know classes 0 to {num_classes - 1}')
+  return labels.astype(np.int32)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _generate(module, block_size, arrays, labels, key):
+  shape = example_shape(module)
+  keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(
+      jnp.arange(len(labels)))
+  noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+  denoised = diffusion.make_denoiser(
+      networks.apply_fn(module), arrays['sigma_data'])
+
+  def one_student(params, noise, labels):
+    return students.generated(
+        denoised, params, noise, labels, arrays['sigma_max'])
+
+  return route(
+      one_student, arrays['generator'], arrays['router'][labels], noise,
+      labels, block_size)
+
+
+def example_shape(module: nn.Module) -> tuple[int, ...]:
+  """Of one image or point."""
+  if hasattr(module, 'shape'):
+    return module.shape
+  return (module.resolution, module.resolution, module.channels)
+
+
+def route(
+    one_student: Callable[[Any, jax.Array, jax.Array], jax.Array],
+    params: Any,
+    student: jax.Array,
+    noise: jax.Array,
+    labels: jax.Array,
+    block_size: int,
+) -> jax.Array:
+  """Runs each row through the student that it names, in blocks.
+
+  Rows are sorted by student and laid into blocks of one student each. At
+  most B / block_size + K blocks are needed, whatever the labels are, so
+  shapes are fixed; a block that stays empty is skipped.
+
+  Args:
+    one_student: (params, noise [b, ...], labels [b]) -> images [b, ...].
+    params: [K, ...].
+    student: int32 [B], the student of each row.
+    noise: [B, ...].
+    labels: int32 [B].
+    block_size: b.
+
+  Returns:
+    Images [B, ...], in the order of the rows.
+  """
+  num_rows = student.shape[0]
+  num_students = jax.tree.leaves(params)[0].shape[0]
+  num_blocks = -(-num_rows // block_size) + num_students
+  counts = jnp.zeros(num_students, jnp.int32).at[student].add(1)
+  blocks = -(-counts // block_size)  # [K]: how many each student fills
+  first_block = jnp.cumsum(blocks) - blocks
+  first_row = jnp.cumsum(counts) - counts  # in sorted order
+  order = jnp.argsort(student)  # stable
+  rank = jnp.arange(num_rows) - first_row[student[order]]
+  slot = first_block[student[order]] * block_size + rank
+  # Row of every slot; num_rows stands for 'none' and is dropped on the way out.
+  rows = jnp.full(num_blocks * block_size, num_rows).at[slot].set(order)
+  rows = rows.reshape(num_blocks, block_size)
+  owner = jnp.searchsorted(jnp.cumsum(blocks), jnp.arange(num_blocks), 'right')
+
+  def run_block(inputs):
+    rows, owner = inputs
+
+    def run():
+      own = jax.tree.map(lambda x: x[owner], params)
+      return one_student(
+          own, noise.at[rows].get(mode='clip'),
+          labels.at[rows].get(mode='clip'))
+
+    return jax.lax.cond(
+        owner < num_students, run,
+        lambda: jnp.zeros((block_size, *noise.shape[1:]), noise.dtype))
+
+  images = jax.lax.map(run_block, (rows, owner))
+  images = images.reshape(-1, *noise.shape[1:])
+  return jnp.zeros_like(noise).at[rows.reshape(-1)].set(images, mode='drop')

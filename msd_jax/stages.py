@@ -1,0 +1,235 @@
+"""The stages of a config: their order, and what each hands on."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import PartitionSpec as P
+import ml_collections
+import numpy as np
+
+from core_jax import checkpoint
+from core_jax import data as data_lib
+from core_jax import loop
+from core_jax import mesh as mesh_lib
+from msd_jax import classifier
+from msd_jax import data
+from msd_jax import diffusion
+from msd_jax import routing
+from msd_jax import networks
+from msd_jax import partition
+from msd_jax import students
+from msd_jax import teacher
+
+Config = ml_collections.ConfigDict
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """What the stages of a run have in common."""
+
+  config: Config
+  dataset: data.Dataset
+  mesh: jax.sharding.Mesh
+  teacher: nn.Module
+  student: nn.Module
+
+
+def setup(config: Config) -> Setup:
+  """Reads the data, builds mesh and networks, and checks the config.
+
+  Raises:
+    ValueError: the first field that does not fit, by name.
+  """
+  dataset = data.load(config)
+  build = functools.partial(
+      networks.build, shape=dataset.shape, num_classes=dataset.num_classes)
+  run = Setup(
+      config, dataset,
+      mesh_lib.make_mesh(config.num_students, config.student_devices),
+      teacher=build(config.teacher.network),
+      student=build(config.students.network))
+  partition.make_router(
+      config.partition, dataset.num_classes, config.num_students, config.seed)
+  for name in ('teacher', 'classifier', 'score_matching', 'students'):
+    mesh_lib.check_batch_size(
+        config[name].batch_size, run.mesh, f'{name}.batch_size')
+  unknown = set(config.baselines) - {'equal_batch', 'equal_compute'}
+  if unknown:
+    raise ValueError(
+        f'baselines has {sorted(unknown)}; there are equal_batch and '
+        'equal_compute')
+  return run
+
+
+def routers(run: Setup) -> dict[str, np.ndarray]:
+  """Name of each students' stage -> its router, in the order of training.
+
+  The students come last: the newest checkpoint of a run is theirs.
+  """
+  num_classes = run.dataset.num_classes
+  make = lambda k: partition.make_router(
+      run.config.partition, num_classes, k, run.config.seed)
+  found = {}
+  if run.config.num_students > 1:
+    found = {f'single_{name}': make(1) for name in run.config.baselines}
+  return {**found, 'students': make(run.config.num_students)}
+
+
+def make_stages(run: Setup) -> list[loop.Stage]:
+  """The stages of a run: teacher, features, students."""
+  config = run.config
+  stages = []
+  if not config.teacher_workdir:
+    stages += [teacher_stage(run)]
+    if len(run.dataset.shape) == 3:
+      stages += [classifier_stage(run)]
+  if run.student != run.teacher:
+    stages += [score_matching_stage(run)]
+  for name, router in routers(run).items():
+    # At equal total compute, one student takes the rounds of all.
+    times = config.num_students if name == 'single_equal_compute' else 1
+    stages += [students_stage(run, name, router, times)]
+  return stages
+
+
+def _optimizer(settings, lr=None):
+  return teacher.make_optimizer(
+      lr=settings.lr if lr is None else lr,
+      warmup_steps=settings.warmup_steps, clip_norm=settings.clip_norm,
+      weight_decay=settings.weight_decay)
+
+
+def denoiser(run: Setup, module: nn.Module) -> diffusion.Denoiser:
+  """The module's D(x; sigma, y) under the run's preconditioning."""
+  return diffusion.make_denoiser(
+      networks.apply_fn(module), run.config.sigma_data)
+
+
+def _one_network_stage(run, name, init_params, loss_fn, frozen=None):
+  """A stage that trains one network on the images of the training set."""
+  settings = run.config[name]
+  tx = _optimizer(settings)
+  return loop.Stage(
+      name=name,
+      num_steps=settings.num_steps,
+      mesh=run.mesh,
+      init=teacher.make_init(init_params, tx, run.config.seed),
+      step=teacher.make_step(loss_fn, tx, settings.ema_half_life_steps),
+      params=lambda state: state.ema,
+      batch=data_lib.make_batches(
+          run.dataset.train, settings.batch_size, seed=run.config.seed),
+      frozen=frozen or (lambda results: {}))
+
+
+def teacher_stage(run: Setup) -> loop.Stage:
+  """EDM: a denoiser of the images."""
+  return _one_network_stage(
+      run, 'teacher',
+      lambda key: networks.init_params(run.teacher, key, run.dataset.shape),
+      teacher.make_denoising(
+          denoiser(run, run.teacher), run.config.sigma_data))
+
+
+def score_matching_stage(run: Setup) -> loop.Stage:
+  """MSD's first stage where students are of another network: copy D."""
+  return _one_network_stage(
+      run, 'score_matching',
+      lambda key: networks.init_params(run.student, key, run.dataset.shape),
+      teacher.make_denoising(
+          denoiser(run, run.student), run.config.sigma_data,
+          teacher=denoiser(run, run.teacher)),
+      frozen=lambda results: {'teacher': results['teacher']})
+
+
+def classifier_stage(run: Setup) -> loop.Stage:
+  """A classifier of the same data, whose features measure all samplers."""
+  module = make_classifier(run)
+  loss_fn = lambda params, batch, key, frozen: classifier.loss(
+      module.apply, params, batch['image'], batch['label'])
+  return _one_network_stage(
+      run, 'classifier',
+      lambda key: module.init(
+          key, np.zeros((1, *run.dataset.shape), np.float32))['params'],
+      loss_fn)
+
+
+def make_classifier(run: Setup) -> classifier.Classifier:
+  """The module whose features the Fréchet distance uses."""
+  settings = run.config.classifier
+  return classifier.Classifier(
+      run.dataset.num_classes, settings.width, settings.num_features)
+
+
+def students_stage(
+    run: Setup, name: str, router: np.ndarray, times: int = 1
+) -> loop.Stage:
+  """DMD2's distribution matching for the students of a router."""
+  config, settings = run.config, run.config.students
+  classes, sizes = partition.members(router)
+  num_students = len(sizes)
+  mesh = run.mesh
+  if num_students % mesh.shape['student']:  # a baseline beside K students
+    mesh = mesh_lib.make_mesh(num_students)
+    mesh_lib.check_batch_size(
+        settings.batch_size, mesh, 'students.batch_size')
+  stage_networks = students.Networks(
+      generator=denoiser(run, run.student),
+      fake=denoiser(run, run.teacher),
+      teacher=denoiser(run, run.teacher),
+      generator_tx=_optimizer(settings),
+      fake_tx=_optimizer(settings, settings.fake_lr))
+  round_settings = students.Settings(
+      batch_size=settings.batch_size, ratio=settings.ratio,
+      sigma_data=config.sigma_data, sigma_min=config.sigma_min,
+      sigma_max=config.sigma_max, min_level=settings.min_level,
+      max_level=settings.max_level, ema_decay=settings.ema_decay)
+  start = 'teacher' if run.student == run.teacher else 'score_matching'
+  return loop.Stage(
+      name=name,
+      num_steps=times * settings.num_steps,
+      mesh=mesh,
+      init=students.make_init(
+          stage_networks, num_students, seed=config.seed,
+          ema=settings.ema_decay > 0),
+      step=students.make_round(
+          stage_networks, round_settings, run.dataset.shape, mesh),
+      params=functools.partial(_bundle, run, router),
+      frozen=lambda results: {
+          'teacher': results['teacher'], 'start': results[start],
+          'classes': classes, 'sizes': sizes},
+      state_spec=students.State(
+          step=P(), key=P(), students=P('student')))
+
+
+def _bundle(run, router, state):
+  learnt = state.students
+  return routing.bundle(
+      learnt.generator if learnt.ema is None else learnt.ema, run.student,
+      router, sigma_max=run.config.sigma_max, sigma_data=run.config.sigma_data)
+
+
+def teacher_results(run: Setup) -> dict[str, Any]:
+  """Teacher and classifier of config.teacher_workdir, for runs that share one.
+
+  Raises:
+    ValueError: that run had other data or another network.
+    FileNotFoundError: it has not got so far.
+  """
+  path = run.config.teacher_workdir
+  if not path:
+    return {}
+  step, results = 0, {}
+  for name in ('teacher', 'classifier')[:len(run.dataset.shape) - 1]:
+    step += run.config[name].num_steps
+    results[name], saved = checkpoint.load(path, step)
+    for field in ('dataset', 'sigma_data', name):
+      mine = run.config[field]
+      mine = mine.to_dict() if isinstance(mine, Config) else mine
+      if saved[field] != mine:
+        raise ValueError(
+            f'teacher_workdir={path} was trained with {field}='
+            f'{saved[field]}, this config has {mine}')
+  return results
