@@ -47,32 +47,41 @@ def save(
   Raises:
     CheckpointError: the disk is full or the folder not writable.
   """
-  saved = sorted(mgr.all_steps())
   try:
     mgr.save(step, force=True, args=ocp.args.Composite(
         state=ocp.args.StandardSave(state),
         params=ocp.args.StandardSave(jax.device_get(params)),
         config=ocp.args.JsonSave(config.to_dict())))
   except Exception as e:
-    raise _unwritten(mgr, saved, e) from e
+    raise _unwritten(mgr, e) from e
 
 
 def finish(mgr: Manager) -> None:
   """Waits until the last save is on disk; raises as `save` does."""
-  saved = sorted(mgr.all_steps())
   try:
     mgr.wait_until_finished()
   except Exception as e:
-    raise _unwritten(mgr, saved, e) from e
+    raise _unwritten(mgr, e) from e
 
 
-def _unwritten(mgr, saved, error):
-  reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-  last = f'step {saved[-1]} is safe' if saved else 'none was saved before it'
+def _unwritten(mgr, error):
+  mgr.reload()  # Steps as they are on the disk.
   return CheckpointError(
-      f'Could not write a checkpoint to {mgr.directory}: {reason[:300]}. '
-      f'{last[0].upper()}{last[1:]}. Free some space there, then run the same '
+      f'Could not write a checkpoint: {_first_line(error)} '
+      f'{last_good(mgr)} Free some space in {mgr.directory}, then run the same '
       'command again: it resumes.')
+
+
+def last_good(mgr: Manager) -> str:
+  """A sentence on the newest checkpoint, for messages."""
+  step = mgr.latest_step()
+  if step is None:
+    return 'No checkpoint was saved before it.'
+  return f'The last good checkpoint is {mgr.directory}/{step}.'
+
+
+def _first_line(error):
+  return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def restore_newest(mgr: Manager, steps: range, target: Any) -> Any | None:
@@ -103,10 +112,9 @@ def set_aside(mgr: Manager, step: int, error: Exception) -> None:
   aside = path.with_name(f'damaged-{step}')
   path.rename(aside)
   mgr.reload()
-  reason = (str(error).strip() or type(error).__name__).splitlines()[0]
   logging.warning(
       'Checkpoint %s is damaged (%s). Moved to %s; going on from the one '
-      'before it.', path, reason[:200], aside.name)
+      'before it.', path, _first_line(error), aside.name)
 
 
 def restore_params(mgr: Manager, step: int) -> Any:

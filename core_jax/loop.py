@@ -166,8 +166,16 @@ def _train(run, stage, offset, frozen):
         if log:
           writer.write(offset + done, stage.name, scalars)
           recent = []
-        metrics_lib.check_finite(scalars, done, stage.name)
-        _print_progress(stage, first, done, time.monotonic() - started, scalars)
+        _check_finite(run, stage, done, scalars)
+        seconds = time.monotonic() - started
+        if done == first + 1:  # It compiled, which says nothing of the rate.
+          _print(f'{stage.name} {done}/{stage.num_steps}  first step in '
+                 f'{seconds:.1f} s')
+          started = time.monotonic()
+        else:
+          _print(metrics_lib.progress_line(
+              stage.name, done, stage.num_steps, since=first + 1,
+              seconds=seconds, scalars=scalars))
       if due:
         checkpoint.save(
             run.mgr, offset + done, state=state, params=stage.params(state),
@@ -183,14 +191,23 @@ def _means(recent):
   rows = jax.device_get(recent)
   return {
       name: float(np.mean([row[name] for row in rows], dtype=np.float64))
-      for name in rows[0]}
+      for name in sorted(rows[0], key=lambda name: ('loss' not in name, name))}
 
 
-def _print_progress(stage, first, done, seconds, scalars):
+def _check_finite(run, stage, done, scalars):
+  try:
+    metrics_lib.check_finite(scalars, done, stage.name)
+  except FloatingPointError as e:
+    checkpoint.finish(run.mgr)
+    raise FloatingPointError(
+        f'{e}; stopped without saving. {checkpoint.last_good(run.mgr)} Lower '
+        "the stage's lr, or look at the metrics before that step in "
+        'metrics.jsonl.') from e
+
+
+def _print(line):
   if jax.process_index() == 0:
-    print(metrics_lib.progress_line(
-        stage.name, done, stage.num_steps, since=first, seconds=seconds,
-        scalars=scalars), flush=True)
+    print(line, flush=True)
 
 
 def _interrupt(run, stage, done):

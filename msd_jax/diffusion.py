@@ -118,7 +118,8 @@ def sample(
         (settings.churn_min <= sigma) & (sigma <= settings.churn_max),
         min(settings.churn / n, 2**0.5 - 1), 0.)
     sigma_hat = sigma * (1 + gamma)
-    extra = jnp.sqrt(sigma_hat**2 - sigma**2) * settings.churn_noise
+    # sqrt(sigma_hat^2 - sigma^2), which rounding could bring below zero.
+    extra = sigma * jnp.sqrt(gamma * (2 + gamma)) * settings.churn_noise
     return x + extra * jax.random.normal(key, x.shape), sigma_hat
 
   def heun(x, inputs):

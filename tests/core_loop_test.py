@@ -1,0 +1,219 @@
+"""The loop on a line fit: one trace, exact resume, and how runs stop."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import chex
+from flax import struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from core_jax import checkpoint
+from core_jax import data
+from core_jax import folder
+from core_jax import loop
+from core_jax import mesh as mesh_lib
+from core_jax import metrics as metrics_lib
+from core_jax import plan
+
+
+@struct.dataclass
+class State:
+  step: jax.Array
+  w: jax.Array
+
+
+def config(**changes):
+  return ml_collections.ConfigDict(dict(
+      log_every_steps=1, checkpoint_every_steps=2, keep=2, **changes))
+
+
+def line_stage(name='line', num_steps=6, lr=0.1, start=None, devices=None):
+  """Gradient descent of w to the slope 3 of a noiseless line."""
+  x = np.random.default_rng(0).standard_normal(64).astype(np.float32)
+  source = data.ArraySource({'x': x, 'y': 3 * x})
+
+  def step(state, batch, frozen):
+    loss, grad = jax.value_and_grad(
+        lambda w: jnp.mean((w * batch['x'] - batch['y'])**2))(state.w)
+    noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), state.step))
+    return State(state.step + 1, state.w - lr * (grad + 1e-3 * noise)), {
+        'loss': loss}
+
+  def init(frozen):
+    return State(jnp.int32(0), frozen.get('w', jnp.float32(0)))
+
+  return loop.Stage(
+      name=name, num_steps=num_steps, mesh=mesh_lib.make_mesh(devices=devices),
+      init=init, step=step, params=lambda state: {'w': state.w},
+      batch=data.make_batches(source, 16, seed=0),
+      frozen=lambda results: results[start] if start else {})
+
+
+def two_stages():
+  return [line_stage('one'), line_stage('two', start='one')]
+
+
+def truncate(step_folder):
+  """Damages a checkpoint's state: every file is cut in half."""
+  for path in (step_folder / 'state').rglob('*'):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+
+
+def test_a_stage_starts_from_the_results_of_the_one_before(tmp_path):
+  results = loop.fit(two_stages(), config(), str(tmp_path))
+  assert abs(results['one']['w'] - 3) > abs(results['two']['w'] - 3)
+  rows = metrics_lib.read(tmp_path)
+  assert [row['step'] for row in rows] == list(range(1, 13))
+  assert {row['stage'] for row in rows[6:]} == {'two'}
+
+
+def test_the_last_checkpoint_of_each_stage_is_kept(tmp_path):
+  loop.fit(two_stages(), config(), str(tmp_path))
+  kept = {int(p.name) for p in (tmp_path / 'checkpoints').iterdir()}
+  assert kept == {6, 10, 12}
+
+
+def test_the_step_is_traced_once(tmp_path):
+  stage = line_stage()
+  once = chex.assert_max_traces(stage.step, n=1)
+  stage = loop.dataclasses.replace(stage, step=once)
+  loop.fit([stage], config(), str(tmp_path))
+
+
+def test_a_finished_run_only_reads_its_results(tmp_path):
+  first = loop.fit(two_stages(), config(), str(tmp_path))
+
+  def forbidden(*unused):
+    raise AssertionError('trained again')
+
+  stages = [loop.dataclasses.replace(s, step=forbidden) for s in two_stages()]
+  chex.assert_trees_all_equal(first, loop.fit(stages, config(), str(tmp_path)))
+
+
+def test_a_damaged_newest_checkpoint_is_set_aside(tmp_path, caplog):
+  whole = loop.fit([line_stage()], config(), str(tmp_path / 'whole'))
+  broken = tmp_path / 'broken'
+  loop.fit([line_stage()], config(), str(broken))
+  for item in ('state', 'params'):
+    truncate(broken / 'checkpoints' / '6')
+    for path in (broken / 'checkpoints' / '6' / item).rglob('*'):
+      if path.is_file():
+        path.write_bytes(b'')
+  again = loop.fit([line_stage()], config(), str(broken))
+  chex.assert_trees_all_equal(whole, again)
+  assert (broken / 'checkpoints' / 'damaged-6').exists()
+  assert 'checkpoints/6 is damaged' in caplog.text
+
+
+def test_a_metric_that_is_not_a_number_ends_the_run(tmp_path):
+  stages = [line_stage(num_steps=200, lr=40.)]  # diverges
+  with pytest.raises(FloatingPointError, match='loss is (nan|inf)') as error:
+    loop.fit(stages, config(), str(tmp_path))
+  last = max(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
+  assert f'last good checkpoint is {tmp_path}/checkpoints/{last}' in str(
+      error.value)
+  params, _ = checkpoint.load(str(tmp_path))
+  assert np.isfinite(params['w'])
+
+
+def test_another_config_in_the_same_folder_is_refused(tmp_path):
+  folder.claim(str(tmp_path), config(lr=dict(student=0.1), name='a'))
+  with pytest.raises(folder.FolderError) as error:
+    folder.claim(str(tmp_path), config(lr=dict(student=0.2), name='a'))
+  assert 'lr.student: 0.1 in the folder, 0.2 asked for' in str(error.value)
+  assert 'name' not in str(error.value)
+
+
+def test_a_folder_that_is_a_file_is_refused(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(folder.FolderError, match='--workdir'):
+    folder.claim(str(tmp_path / 'file'), config())
+
+
+def test_a_batch_that_does_not_divide_names_the_nearest_that_does():
+  with pytest.raises(ValueError, match='students.batch_size=30 .* is 32'):
+    mesh_lib.check_batch_size(30, mesh_lib.make_mesh(), 'students.batch_size')
+
+
+def test_a_student_axis_that_does_not_divide_is_refused():
+  with pytest.raises(ValueError, match='student_devices=3.*4 does'):
+    mesh_lib.make_mesh(4, 3)
+  assert dict(mesh_lib.make_mesh(4).shape) == {'student': 4, 'data': 2}
+
+
+def test_a_plan_counts_bytes_and_runs_nothing():
+  plans = plan.plan(two_stages())
+  assert plans['one']['state_bytes'] == 8  # an int32 and a float32
+  assert plans['two']['frozen_bytes'] == 4
+  assert plans['one']['batch_bytes'] == 2 * 16 * 4 / 8  # over 8 devices
+
+
+def script(body, workdir):
+  """A program that runs a stage of this file in a process of its own."""
+  return [sys.executable, '-c', textwrap.dedent('''
+      from tests import conftest, core_loop_test as t
+      from core_jax import loop
+      ''') + textwrap.dedent(body).replace('WORKDIR', repr(str(workdir)))]
+
+
+def run(command, **kwargs):
+  return subprocess.run(
+      command, capture_output=True, text=True, timeout=120,
+      cwd=pathlib.Path(__file__).parents[1],
+      env={'PATH': '/usr/bin:/bin', 'PYTHONPATH': str(
+          pathlib.Path(__file__).parents[1])}, **kwargs)
+
+
+def test_a_disk_that_cannot_take_more_loses_nothing(tmp_path):
+  """A limit on file sizes stands for the full disk: writes really fail."""
+  done = run(script('''
+      import resource
+      loop.fit([t.line_stage(num_steps=2)], t.config(), WORKDIR)
+      resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
+      loop.fit([t.line_stage(num_steps=6)], t.config(), WORKDIR)
+      ''', tmp_path))
+  assert 'CheckpointError: Could not write' in done.stderr, done.stderr[-2000:]
+  assert 'checkpoints/2' in done.stderr
+  params, _ = checkpoint.load(str(tmp_path))
+  assert np.isfinite(params['w'])
+
+
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGINT'])
+def test_a_signal_saves_and_says_how_to_resume(tmp_path, name):
+  done = run(script(f'''
+      import os, signal
+      from core_jax import data
+      stage = t.line_stage(num_steps=50)
+      def batch(step):
+        if step == 20:
+          os.kill(os.getpid(), signal.{name})
+        return stage.batch(step)
+      signalled = loop.dataclasses.replace(stage, batch=batch)
+      loop.fit([signalled], t.config(), WORKDIR)
+      ''', tmp_path))
+  assert f'Interrupted: {name} at step' in done.stderr, done.stderr[-2000:]
+  assert f'--workdir={tmp_path}' in done.stderr
+  stage = line_stage(num_steps=50)
+  resumed = loop.fit([stage], config(), str(tmp_path))
+  whole = loop.fit([stage], config(), str(tmp_path / 'whole'))
+  chex.assert_trees_all_equal(resumed, whole)
+
+
+def test_metrics_of_a_resumed_run_have_no_step_twice(tmp_path):
+  loop.fit([line_stage()], config(), str(tmp_path))
+  extra = json.dumps({'step': 7, 'stage': 'line', 'loss': 1.})
+  with (tmp_path / 'metrics.jsonl').open('a') as f:
+    f.write(extra + '\n{"step": 8, "sta')
+  loop.fit(
+      [line_stage(), line_stage('two', 4, start='line')], config(),
+      str(tmp_path))
+  steps = [row['step'] for row in metrics_lib.read(tmp_path)]
+  assert steps == list(range(1, 11))
