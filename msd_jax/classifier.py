@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 import optax
 
+# The truncated normal of linen's default takes seconds to compile per shape.
+_INIT = nn.initializers.lecun_uniform()
 # Pooling after the convolutions stops at this height and width.
 _FINAL_SIZE = 4
 
@@ -37,14 +39,16 @@ class Classifier(nn.Module):
     x = images
     widths = (self.width, 2 * self.width, 2 * self.width)
     for i, width in enumerate(widths):
-      x = nn.relu(nn.Conv(width, (3, 3), name=f'conv{i}')(x))
+      x = nn.relu(
+          nn.Conv(width, (3, 3), kernel_init=_INIT, name=f'conv{i}')(x))
       # Pool as late as the size allows: 8x8 once, 32x32 after each layer.
       if min(x.shape[1:3]) > _FINAL_SIZE << (len(widths) - 1 - i):
         x = nn.max_pool(x, (2, 2), strides=(2, 2))
     x = x.reshape(x.shape[0], -1)  # [B, H' W' C']
-    x = nn.Dense(self.num_features, name='features')(x)
+    x = nn.Dense(self.num_features, kernel_init=_INIT, name='features')(x)
     features = nn.LayerNorm(use_bias=False, use_scale=False)(x)
-    logits = nn.Dense(self.num_classes, name='logits')(nn.relu(features))
+    logits = nn.Dense(
+        self.num_classes, kernel_init=_INIT, name='logits')(nn.relu(features))
     return logits, features
 
 

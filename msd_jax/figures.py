@@ -157,22 +157,24 @@ def _class_colours(num_classes):
   return colormaps['hsv'](np.linspace(0, 1, num_classes, endpoint=False))
 
 
-def curve_over_students(
+def curves(
     path: str,
     rows: Sequence[Mapping[str, Any]],
     *,
+    xlabel: str,
     ylabel: str,
     floor: float | None = None,
     teacher: float | None = None,
     title: str = '',
 ) -> None:
-  """Writes a PNG: distance against the number of students, a line per size.
+  """Writes a PNG: distance against one setting (log 2), with lines of runs.
 
   Args:
     path: of the PNG.
-    rows: one for each run, with 'size' (a name), 'num_students' (K) and
-      'distance'. Rows of one size and K are seeds of one experiment: the line
-      goes through their mean, with bars of one deviation (N - 1).
+    rows: one for each run, with 'line' (a name), 'x' and 'distance'. Rows of
+      one line and x are seeds of one experiment: the line goes through their
+      mean, with bars of one deviation (N - 1).
+    xlabel: name of the setting.
     ylabel: name and unit of the distance.
     floor: distance of two draws of the true law, a dotted line.
     teacher: the teacher's distance, a dashed line.
@@ -180,14 +182,14 @@ def curve_over_students(
   """
   figure = _figure(900, 600, 'constrained')
   axes = figure.subplots()
-  sizes = list(dict.fromkeys(row['size'] for row in rows))
-  for i, size in enumerate(sizes):
-    counts, means, spreads = _statistics(
-        [row for row in rows if row['size'] == size])
-    # A small shift keeps the bars of different sizes apart.
-    shift = 2 ** (0.04 * (i - (len(sizes) - 1) / 2))
+  lines = list(dict.fromkeys(row['line'] for row in rows))
+  for i, line in enumerate(lines):
+    xs, means, spreads = _statistics(
+        [row for row in rows if row['line'] == line])
+    # A small shift keeps the bars of different lines apart.
+    shift = 2 ** (0.04 * (i - (len(lines) - 1) / 2))
     axes.errorbar(
-        counts * shift, means, yerr=spreads, label=size, marker='o',
+        xs * shift, means, yerr=spreads, label=line, marker='o',
         markersize=4, capsize=3, linewidth=1.5,
         color=_COLOURS[i % len(_COLOURS)])
   for name, value, style in (
@@ -196,17 +198,17 @@ def curve_over_students(
       axes.axhline(value, color=_GREY, linestyle=style, linewidth=1.2,
                    label=name)
   axes.set_xscale('log', base=2)
-  axes.set_xticks(sorted({row['num_students'] for row in rows}))
+  axes.set_xticks(sorted({row['x'] for row in rows}))
   axes.xaxis.set_major_formatter(ScalarFormatter())
   axes.set_ylim(bottom=0)
-  axes.set_xlabel('students K', color=_INK)
+  axes.set_xlabel(xlabel, color=_INK)
   axes.set_ylabel(ylabel, color=_INK)
   axes.set_title(title, fontsize=10, color=_INK)
   axes.grid(axis='y', color=_RULE, linewidth=0.6)
   axes.spines[['top', 'right']].set_visible(False)
-  # Matplotlib lists plain lines before those with bars: put the sizes first.
+  # Matplotlib lists plain lines before those with bars: put the runs first.
   handles, names = axes.get_legend_handles_labels()
-  order = np.argsort([name not in sizes for name in names], stable=True)
+  order = np.argsort([name not in lines for name in names], stable=True)
   axes.legend(
       [handles[i] for i in order], [names[i] for i in order], frameon=False,
       fontsize=8)
@@ -214,16 +216,16 @@ def curve_over_students(
 
 
 def _statistics(rows):
-  """Sorted K, mean and deviation over seeds of the distance, each [n]."""
-  by_count = {}
+  """Sorted x, mean and deviation over seeds of the distance, each [n]."""
+  by_x = {}
   for row in rows:
-    by_count.setdefault(row['num_students'], []).append(row['distance'])
-  counts = sorted(by_count)
-  means = [np.mean(by_count[k]) for k in counts]
+    by_x.setdefault(row['x'], []).append(row['distance'])
+  xs = sorted(by_x)
+  means = [np.mean(by_x[x]) for x in xs]
   spreads = [
-      np.std(by_count[k], ddof=1) if len(by_count[k]) > 1 else 0.0
-      for k in counts]
-  return np.array(counts, np.float64), np.array(means), np.array(spreads)
+      np.std(by_x[x], ddof=1) if len(by_x[x]) > 1 else 0.0
+      for x in xs]
+  return np.array(xs, np.float64), np.array(means), np.array(spreads)
 
 
 def _figure(width: int, height: int, layout: str | None = None) -> Figure:

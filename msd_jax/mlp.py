@@ -1,11 +1,17 @@
 """A residual MLP for points and for images of few pixels."""
 
+import functools
 import math
 
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+
+# The truncated normal of linen's default takes seconds to compile per shape.
+dense = functools.partial(
+    nn.Dense, kernel_init=nn.initializers.lecun_uniform())
 
 
 def positional_embedding(c_noise: jax.Array, num_channels: int) -> jax.Array:
@@ -49,14 +55,14 @@ class ResidualMLP(nn.Module):
     del deterministic  # It has no dropout.
     chex.assert_shape(x, (None, *self.shape))
     size = max(32, self.width // 2)
-    emb = nn.Dense(size, name='map_noise')(
+    emb = dense(size, name='map_noise')(
         positional_embedding(c_noise * self.noise_scale, size))
     one_hot = jax.nn.one_hot(labels, self.num_classes)
     emb += nn.Dense(
         size, use_bias=False, name='map_label',
         kernel_init=nn.initializers.normal(1.))(one_hot)
     emb = nn.silu(emb)
-    h = nn.Dense(self.width, name='in')(x.reshape(x.shape[0], -1))
+    h = dense(self.width, name='in')(x.reshape(x.shape[0], -1))
     for i in range(self.depth):
       h = h + self._block(h, emb, i)
     h = nn.silu(nn.LayerNorm(name='out_norm')(h))
@@ -67,8 +73,8 @@ class ResidualMLP(nn.Module):
 
   def _block(self, h, emb, i):
     scale, shift = jnp.split(
-        nn.Dense(2 * self.width, name=f'affine{i}')(emb), 2, axis=1)
-    y = nn.Dense(self.width, name=f'dense{i}_0')(
+        dense(2 * self.width, name=f'affine{i}')(emb), 2, axis=1)
+    y = dense(self.width, name=f'dense{i}_0')(
         nn.LayerNorm(name=f'norm{i}')(h))
     y = nn.silu(y * (scale + 1) + shift)
-    return nn.Dense(self.width, name=f'dense{i}_1')(y)
+    return dense(self.width, name=f'dense{i}_1')(y)

@@ -1,5 +1,7 @@
 """The stages of a config: their order, and what each hands on."""
 
+from collections.abc import Container
+from collections.abc import Iterable
 import dataclasses
 import functools
 from typing import Any
@@ -54,8 +56,9 @@ def setup(config: Config) -> Setup:
   partition.make_router(
       config.partition, dataset.num_classes, config.num_students, config.seed)
   for name in ('teacher', 'classifier', 'score_matching', 'students'):
-    mesh_lib.check_batch_size(
-        config[name].batch_size, run.mesh, f'{name}.batch_size')
+    if config[name]:
+      mesh_lib.check_batch_size(
+          config[name].batch_size, run.mesh, f'{name}.batch_size')
   unknown = set(config.baselines) - {'equal_batch', 'equal_compute'}
   if unknown:
     raise ValueError(
@@ -78,21 +81,36 @@ def routers(run: Setup) -> dict[str, np.ndarray]:
   return {**found, 'students': make(run.config.num_students)}
 
 
-def make_stages(run: Setup) -> list[loop.Stage]:
-  """The stages of a run: teacher, features, students."""
-  config = run.config
-  stages = []
-  if not config.teacher_workdir:
-    stages += [teacher_stage(run)]
-    if len(run.dataset.shape) == 3:
-      stages += [classifier_stage(run)]
-  if run.student != run.teacher:
-    stages += [score_matching_stage(run)]
-  for name, router in routers(run).items():
+def stage_steps(config: Any, router_names: Iterable[str]) -> dict[str, int]:
+  """Name -> rounds of the stages of a config, in order.
+
+  Args:
+    config: a ConfigDict, or a dict as a run has saved it.
+    router_names: see `routers`.
+  """
+  steps = {'teacher': config['teacher']['num_steps']}
+  if config['classifier']:
+    steps['classifier'] = config['classifier']['num_steps']
+  if config['students']['network'] != config['teacher']['network']:
+    steps['score_matching'] = config['score_matching']['num_steps']
+  for name in router_names:
     # At equal total compute, one student takes the rounds of all.
-    times = config.num_students if name == 'single_equal_compute' else 1
-    stages += [students_stage(run, name, router, times)]
-  return stages
+    times = config['num_students'] if name == 'single_equal_compute' else 1
+    steps[name] = times * config['students']['num_steps']
+  return steps
+
+
+def make_stages(run: Setup, given: Container[str] = ()) -> list[loop.Stage]:
+  """The stages of a run, without those whose results are given."""
+  make = {
+      'teacher': teacher_stage, 'classifier': classifier_stage,
+      'score_matching': score_matching_stage}
+  found = routers(run)
+  return [
+      students_stage(run, name, found[name], num_steps) if name in found
+      else make[name](run)
+      for name, num_steps in stage_steps(run.config, found).items()
+      if name not in given]
 
 
 def _optimizer(settings, lr=None):
@@ -108,19 +126,21 @@ def denoiser(run: Setup, module: nn.Module) -> diffusion.Denoiser:
       networks.apply_fn(module), run.config.sigma_data)
 
 
-def _one_network_stage(run, name, init_params, loss_fn, frozen=None):
+def _one_network_stage(
+    run, name, init_params, loss_fn, frozen=None, seed=None):
   """A stage that trains one network on the images of the training set."""
   settings = run.config[name]
+  seed = run.config.seed if seed is None else seed
   tx = _optimizer(settings)
   return loop.Stage(
       name=name,
       num_steps=settings.num_steps,
       mesh=run.mesh,
-      init=teacher.make_init(init_params, tx, run.config.seed),
+      init=teacher.make_init(init_params, tx, seed),
       step=teacher.make_step(loss_fn, tx, settings.ema_half_life_steps),
       params=lambda state: state.ema,
       batch=data_lib.make_batches(
-          run.dataset.train, settings.batch_size, seed=run.config.seed),
+          run.dataset.train, settings.batch_size, seed=seed),
       frozen=frozen or (lambda results: {}))
 
 
@@ -153,7 +173,8 @@ def classifier_stage(run: Setup) -> loop.Stage:
       run, 'classifier',
       lambda key: module.init(
           key, np.zeros((1, *run.dataset.shape), np.float32))['params'],
-      loss_fn)
+      loss_fn,
+      seed=0)  # The same ruler whatever the run's seed is.
 
 
 def make_classifier(run: Setup) -> classifier.Classifier:
@@ -164,7 +185,7 @@ def make_classifier(run: Setup) -> classifier.Classifier:
 
 
 def students_stage(
-    run: Setup, name: str, router: np.ndarray, times: int = 1
+    run: Setup, name: str, router: np.ndarray, num_steps: int
 ) -> loop.Stage:
   """DMD2's distribution matching for the students of a router."""
   config, settings = run.config, run.config.students
@@ -189,7 +210,7 @@ def students_stage(
   start = 'teacher' if run.student == run.teacher else 'score_matching'
   return loop.Stage(
       name=name,
-      num_steps=times * settings.num_steps,
+      num_steps=num_steps,
       mesh=mesh,
       init=students.make_init(
           stage_networks, num_students, seed=config.seed,
@@ -212,24 +233,36 @@ def _bundle(run, router, state):
 
 
 def teacher_results(run: Setup) -> dict[str, Any]:
-  """Teacher and classifier of config.teacher_workdir, for runs that share one.
+  """Results of config.teacher_workdir, for runs that share a teacher.
+
+  That run's teacher and classifier, and its copy of the teacher in the
+  students' network where these are the same.
 
   Raises:
-    ValueError: that run had other data or another network.
+    ValueError: that run had other data or another teacher.
     FileNotFoundError: it has not got so far.
   """
-  path = run.config.teacher_workdir
+  path, mine = run.config.teacher_workdir, run.config.to_dict()
   if not path:
     return {}
+  _, saved = checkpoint.load(path)
+  if saved['teacher_workdir']:
+    raise ValueError(
+        f'teacher_workdir={path} took its teacher from '
+        f'{saved["teacher_workdir"]}: give that')
+  for field in ('dataset', 'data_path', 'sigma_data', 'teacher', 'classifier'):
+    if saved[field] != mine[field]:
+      raise ValueError(
+          f'teacher_workdir={path} was trained with {field}={saved[field]}, '
+          f'this config has {mine[field]}')
+  same = lambda *names: all(saved[n] == mine[n] for n in names)
+  wanted = {'teacher', 'classifier'}
+  if same('score_matching') and (
+      saved['students']['network'] == mine['students']['network']):
+    wanted.add('score_matching')
   step, results = 0, {}
-  for name in ('teacher', 'classifier')[:len(run.dataset.shape) - 1]:
-    step += run.config[name].num_steps
-    results[name], saved = checkpoint.load(path, step)
-    for field in ('dataset', 'sigma_data', name):
-      mine = run.config[field]
-      mine = mine.to_dict() if isinstance(mine, Config) else mine
-      if saved[field] != mine:
-        raise ValueError(
-            f'teacher_workdir={path} was trained with {field}='
-            f'{saved[field]}, this config has {mine}')
+  for name, num_steps in stage_steps(saved, ()).items():
+    step += num_steps
+    if name in wanted:
+      results[name], _ = checkpoint.load(path, step)
   return results

@@ -28,10 +28,11 @@ def train_and_evaluate(config: stages.Config, workdir: str) -> dict[str, Any]:
   started = time.monotonic()
   run = stages.setup(config)
   path = folder.claim(workdir, config)
-  todo = stages.make_stages(run)
+  given = stages.teacher_results(run)
+  todo = stages.make_stages(run, given)
   if jax.process_index() == 0:
     print(announcement(run, todo, path), flush=True)
-  params = loop.fit(todo, config, str(path), stages.teacher_results(run))
+  params = loop.fit(todo, config, str(path), given)
   return results_lib.report(
       run, params, path, steps=sum(stage.num_steps for stage in todo),
       started=started)
@@ -60,6 +61,6 @@ def announcement(run: stages.Setup, todo: list[loop.Stage], path: Any) -> str:
 def show_plan(config: stages.Config) -> str:
   """Memory and FLOPs of the stages, from compilation alone."""
   run = stages.setup(config)
-  todo = stages.make_stages(run)
-  plans = plan.plan(todo, stages.teacher_results(run))
+  given = stages.teacher_results(run)
+  plans = plan.plan(stages.make_stages(run, given), given)
   return f'{cli.describe_devices(run.mesh)}\n{plan.show(plans)}'

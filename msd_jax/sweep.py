@@ -1,0 +1,121 @@
+"""Runs of one config over seeds and values of a field: a table, a figure.
+
+  python -m msd_jax.sweep --config=configs/toy2d.py --seeds=0,1,2 \\
+      --field=num_students --values=1,2,4,8 --workdir=runs/toy2d-students
+
+Each run is a folder of its own; what is finished is only read. The runs of a
+seed share the teacher of the first.
+"""
+
+import ast
+from collections.abc import Sequence
+import copy
+import json
+import pathlib
+from typing import Any
+
+from absl import flags
+import numpy as np
+
+from core_jax import cli
+from core_jax import folder
+from msd_jax import figures
+from msd_jax import stages
+from msd_jax import train
+
+_METRICS = {'frechet': 'Fréchet distance on classifier features', 'l1': 'l1'}
+"""Suffix of the figure that is compared: its name for people."""
+
+
+def run_all(
+    config: stages.Config,
+    workdir: str,
+    *,
+    seeds: Sequence[int],
+    field: str,
+    values: Sequence[Any],
+) -> list[dict[str, Any]]:
+  """Summaries of the runs over seeds and values, with 'seed' and `field`."""
+  rows = []
+  for seed in seeds:
+    first = None
+    for value in values:
+      cell = copy.deepcopy(config)
+      cell.seed = seed
+      cell.update_from_flattened_dict({field: value})
+      cell.teacher_workdir = first or config.teacher_workdir
+      path = pathlib.Path(workdir) / f'{field}={value}-seed={seed}'
+      first = first or str(path)
+      if (path / 'summary.json').exists():
+        folder.claim(str(path), cell)  # refuses another config
+        summary = json.loads((path / 'summary.json').read_text())
+      else:
+        print(f'run: {path}', flush=True)
+        summary = train.train_and_evaluate(cell, str(path))
+      rows.append({**summary, field: value})
+  return rows
+
+
+def samplers_of(rows: Sequence[dict[str, Any]], metric: str) -> list[str]:
+  """Names of what a metric was measured of, students last."""
+  return [
+      name.removesuffix(f'_{metric}') for name in rows[0]
+      if name.endswith(f'_{metric}') and '_partition' not in name]
+
+
+def table(rows: Sequence[dict[str, Any]], field: str, metric: str) -> str:
+  """Markdown: a row a value, a column a sampler, mean ± deviation of seeds."""
+  names = samplers_of(rows, metric)
+  lines = [f'| {field} | ' + ' | '.join(names) + ' |',
+           '|---' * (len(names) + 1) + '|']
+  for value in dict.fromkeys(row[field] for row in rows):
+    cells = []
+    for name in names:
+      figures_ = [
+          row[f'{name}_{metric}'] for row in rows if row[field] == value]
+      spread = np.std(figures_, ddof=1) if len(figures_) > 1 else 0.
+      cells.append(f'{np.mean(figures_):.4f} ± {spread:.4f}')
+    lines.append(f'| {value} | ' + ' | '.join(cells) + ' |')
+  return '\n'.join(lines)
+
+
+def write(
+    workdir: str, rows: Sequence[dict[str, Any]], field: str
+) -> str:
+  """Writes `sweep.json`, `table.md` and `sweep.png`; returns the table."""
+  path = pathlib.Path(workdir)
+  metric = next(m for m in _METRICS if f'students_{m}' in rows[0])
+  text = table(rows, field, metric)
+  folder.write_text(path / 'sweep.json', json.dumps(rows, indent=1))
+  folder.write_text(path / 'table.md', text + '\n')
+  references = ('floor', 'teacher')
+  mean = lambda name: (
+      float(np.mean([row[f'{name}_{metric}'] for row in rows]))
+      if f'{name}_{metric}' in rows[0] else None)
+  figures.curves(
+      str(path / 'sweep.png'),
+      [{'line': name.replace('_', ' '), 'x': row[field],
+        'distance': row[f'{name}_{metric}']}
+       for name in samplers_of(rows, metric) if name not in references
+       for row in rows],
+      xlabel=field, ylabel=_METRICS[metric], floor=mean('floor'),
+      teacher=mean('teacher'))
+  return text
+
+
+def main():
+  seeds = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds of the runs.')
+  field = flags.DEFINE_string('field', 'num_students', 'Field that varies.')
+  values = flags.DEFINE_list('values', None, 'Its values.', required=True)
+
+  def sweep(config, workdir):
+    rows = run_all(
+        config, workdir, seeds=[int(s) for s in seeds.value],
+        field=field.value, values=[ast.literal_eval(v) for v in values.value])
+    print(write(workdir, rows, field.value))
+
+  cli.run('msd_jax', 'digits', sweep, train.show_plan)
+
+
+if __name__ == '__main__':
+  main()

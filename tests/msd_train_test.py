@@ -1,0 +1,216 @@
+"""Runs from config to report: every config, killed runs, bad input."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+import chex
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from configs import digits
+from configs import fashion
+from configs import toy2d
+from core_jax import loop
+import msd_jax
+from msd_jax import stages
+from msd_jax import train
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIGS = {'digits': digits, 'toy2d': toy2d, 'fashion': fashion}
+
+
+def tiny(name, tmp_path, **changes):
+  config = CONFIGS[name].get_config('tiny')
+  if name == 'fashion':
+    config.data_path = str(write_fashion(tmp_path / 'fashion'))
+  config.update_from_flattened_dict(changes)
+  return config.lock()
+
+
+def write_fashion(path):
+  """A little data set in the format of Fashion-MNIST."""
+  path.mkdir(exist_ok=True)
+  random = np.random.default_rng(0)
+  for split, n in (('train', 64), ('t10k', 40)):
+    images = random.integers(0, 256, (n, 28, 28), np.uint8)
+    labels = (np.arange(n) % 10).astype(np.uint8)
+    for kind, array in (('images-idx3', images), ('labels-idx1', labels)):
+      header = np.array([0x800 + array.ndim, *array.shape], '>i4').tobytes()
+      (path / f'{split}-{kind}-ubyte').write_bytes(header + array.tobytes())
+  return path
+
+
+def command(*args):
+  return [sys.executable, '-m', 'msd_jax.main', *args]
+
+
+def environment(**changes):
+  return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT),
+          **changes}
+
+
+def run(*args, **changes):
+  return subprocess.run(
+      command(*args), cwd=ROOT, env=environment(**changes),
+      capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_a_config_runs_to_its_report_and_traces_each_step_once(
+    name, tmp_path, monkeypatch):
+  config = tiny(name, tmp_path)
+  make_stages = stages.make_stages
+
+
+  def traced_once(*args):
+    return [
+        dataclasses.replace(stage, step=chex.assert_max_traces(stage.step, n=1))
+        for stage in make_stages(*args)]
+
+  monkeypatch.setattr(stages, 'make_stages', traced_once)
+  summary = train.train_and_evaluate(config, str(tmp_path / 'run'))
+  metric = 'l1' if name == 'toy2d' else 'frechet'
+  assert summary[f'floor_{metric}'] < summary[f'students_{metric}']
+  assert json.loads((tmp_path / 'run' / 'summary.json').read_text()) == summary
+  page = (tmp_path / 'run' / 'report.html').read_text()
+  assert page.count('data:image/png') >= 3  # samples, and curves of the stages
+  params, saved = msd_jax.load(str(tmp_path / 'run'))
+  assert saved['num_students'] == config.num_students
+  images = msd_jax.generate(params, np.arange(4), jax.random.key(0))
+  assert np.isfinite(images).all()
+
+
+def test_eight_devices_train_the_same_students_as_one(tmp_path):
+  results = []
+  for devices in (jax.devices()[:1], jax.devices()):
+    config = tiny('digits', tmp_path, baselines=())
+    run = stages.setup(config)
+    mesh = stages.mesh_lib.make_mesh(4, devices=devices)
+    run = dataclasses.replace(run, mesh=mesh)
+    results.append(loop.fit(
+        stages.make_stages(run), config, str(tmp_path / str(len(devices)))))
+  one, eight = results
+  chex.assert_trees_all_close(one, eight, atol=1e-4)
+
+
+def test_a_teacher_of_another_run_is_taken_and_checked(tmp_path):
+  first = tiny('digits', tmp_path, baselines=())
+  train.train_and_evaluate(first, str(tmp_path / 'first'))
+  second = tiny('digits', tmp_path, baselines=(), num_students=2,
+                teacher_workdir=str(tmp_path / 'first'))
+  summary = train.train_and_evaluate(second, str(tmp_path / 'second'))
+  assert summary['steps'] == second.students.num_steps
+  other = tiny('digits', tmp_path, baselines=(),
+               teacher_workdir=str(tmp_path / 'first'), sigma_data=0.5)
+  with pytest.raises(ValueError, match='sigma_data=0.75, this config has 0.5'):
+    train.train_and_evaluate(other, str(tmp_path / 'third'))
+
+
+def final_bits(workdir):
+  """Every array of the last checkpoint, as bytes."""
+  path = max((pathlib.Path(workdir) / 'checkpoints').glob('[0-9]*'),
+             key=lambda p: int(p.name))
+  with ocp.StandardCheckpointer() as reader:
+    trees = [reader.restore(path / item) for item in ('params', 'state')]
+  return path.name, [
+      np.asarray(jax.random.key_data(x) if jax.dtypes.issubdtype(
+          x.dtype, jax.dtypes.prng_key) else x).tobytes()
+      for x in jax.tree.leaves(trees)]
+
+
+def test_a_run_killed_at_five_random_moments_ends_in_the_same_bits(tmp_path):
+  args = ['--config=configs/digits.py:tiny', '--config.teacher.num_steps=40',
+          '--config.students.num_steps=40', '--config.baselines=()']
+  started = time.monotonic()
+  done = run(*args, f'--workdir={tmp_path}/whole')
+  seconds = time.monotonic() - started
+  assert done.returncode == 0, done.stderr[-2000:]
+  random = np.random.default_rng(0)
+  for share in random.uniform(0.1, 0.9, 5):
+    process = subprocess.Popen(
+        command(*args, f'--workdir={tmp_path}/killed'), cwd=ROOT,
+        env=environment(), stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL)
+    time.sleep(share * seconds)
+    process.kill()  # SIGKILL: nothing can be tidied
+    process.wait()
+  done = run(*args, f'--workdir={tmp_path}/killed')
+  assert done.returncode == 0, done.stderr[-2000:]
+  assert final_bits(tmp_path / 'killed') == final_bits(tmp_path / 'whole')
+
+
+def test_another_program_restores_params_in_three_lines(tmp_path):
+  config = tiny('digits', tmp_path, baselines=())
+  train.train_and_evaluate(config, str(tmp_path))
+  path = max((tmp_path / 'checkpoints').glob('[0-9]*'),
+             key=lambda p: int(p.name)) / 'params'
+  program = f'''
+import orbax.checkpoint as ocp
+params = ocp.StandardCheckpointer().restore('{path}')
+import jax, numpy, sys
+assert jax.device_count() == 3 and 'msd_jax' not in sys.modules
+assert all(type(x) is numpy.ndarray for x in jax.tree.leaves(params))
+print(params['generator']['in']['kernel'].shape, params['router'].tolist())
+'''
+  done = subprocess.run(
+      [sys.executable, '-c', program], cwd=tmp_path, text=True,
+      capture_output=True, env={
+          'PATH': os.environ['PATH'], 'JAX_PLATFORMS': 'cpu',
+          'JAX_NUM_CPU_DEVICES': '3'})
+  assert done.stdout.startswith('(4, 64, 32) [0, 0, 0, 1,'), done.stderr
+
+
+@pytest.mark.parametrize('args, message', [
+    (['--config=configs/nothing.py'], 'configs/nothing.py'),
+    (['--config.num_student=2'], 'num_student'),
+    (['--config.students.lr=fast'], 'fast'),
+    (['--config.num_students=11'], 'num_students=11 must be between 1 and'),
+    (['--config.dataset=cifar'], "'cifar'"),
+    (['--config.dataset=fashion', '--config.data_path=/no/such'], '/no/such'),
+    (['--config.partition=kmeans'], "partition='kmeans' is not known"),
+    (['--config.students.batch_size=30', 'eight'],
+     'students.batch_size=30 does not divide'),
+    (['surplus'], "'surplus' is not a flag"),
+])
+def test_bad_input_gets_one_clear_line(args, message, tmp_path):
+  changes = {'JAX_NUM_CPU_DEVICES': '8'} if args[-1] == 'eight' else {}
+  args = [arg for arg in args if arg != 'eight']
+  if not any(arg.startswith('--config=') for arg in args):
+    args.insert(0, '--config=configs/digits.py:tiny')
+  done = run(*args, f'--workdir={tmp_path}/run', **changes)
+  assert done.returncode != 0
+  assert 'Traceback' not in done.stderr, done.stderr
+  last = [line for line in done.stderr.splitlines() if message in line]
+  assert last, done.stderr
+  assert not (tmp_path / 'run').exists()
+
+
+def test_sigterm_saves_and_prints_the_command_that_resumes(tmp_path):
+  args = ['--config=configs/digits.py:tiny',
+          '--config.teacher.num_steps=100000', f'--workdir={tmp_path}']
+  with subprocess.Popen(
+      command(*args), cwd=ROOT, env=environment(), text=True,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    for line in process.stdout:
+      if re.match(r'teacher +\d+/100000 +\d+%', line):
+        break
+    process.terminate()
+    _, stderr = process.communicate(timeout=60)
+  assert process.returncode == 128 + 15, stderr
+  assert f'python -m msd_jax.main {args[0]}' in stderr
+  assert list((tmp_path / 'checkpoints').glob('[0-9]*'))
+
+
+def test_plan_prints_bytes_and_trains_nothing(tmp_path):
+  done = run('--config=configs/digits.py:tiny', '--plan',
+             f'--workdir={tmp_path}/run')
+  assert re.search(r'students: 4 steps; state \d', done.stdout), done.stderr
+  assert not (tmp_path / 'run').exists()
