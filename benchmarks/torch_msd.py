@@ -89,7 +89,7 @@ class ADM(nn.Module):
 
     self.enc = nn.ModuleDict()
     cout, skips = widths[0], [widths[0]]
-    for size, width in zip(sizes, widths):
+    for size, width in zip(sizes, widths, strict=True):
       if size == resolution:
         self.enc[f'{size}x{size}_conv'] = nn.Conv2d(
             channels, width, 3, padding=1)
@@ -103,7 +103,7 @@ class ADM(nn.Module):
         skips.append(cout)
 
     self.dec = nn.ModuleDict()
-    for size, width in zip(sizes[::-1], widths[::-1]):
+    for size, width in zip(sizes[::-1], widths[::-1], strict=True):
       if size == sizes[-1]:
         self.dec[f'{size}x{size}_in0'] = block(cout, cout, attention=True)
         self.dec[f'{size}x{size}_in1'] = block(cout, cout)

@@ -29,13 +29,13 @@ def get_config(variant=''):
   config.checkpoint_every_steps = 400
   config.keep = 2
 
-  network = dict(kind='mlp', width=256, depth=4)
+  network = dict(kind='mlp', width=128, depth=4)
   config.teacher = ml_collections.ConfigDict(dict(
       network=dict(network), num_steps=4000, batch_size=256, lr=1e-3,
       warmup_steps=100, clip_norm=1., weight_decay=0.,
       ema_half_life_steps=300., sampler_steps=18))
   config.classifier = ml_collections.ConfigDict(dict(
-      width=32, num_features=32, num_steps=400, batch_size=128, lr=1e-3,
+      width=16, num_features=32, num_steps=300, batch_size=64, lr=3e-3,
       warmup_steps=50, clip_norm=1., weight_decay=1e-4,
       ema_half_life_steps=50.))
   # Only where the students' network is not the teacher's.
@@ -43,7 +43,7 @@ def get_config(variant=''):
       num_steps=2000, batch_size=256, lr=1e-3, warmup_steps=100, clip_norm=1.,
       weight_decay=0., ema_half_life_steps=300.))
   config.students = ml_collections.ConfigDict(dict(
-      network=dict(network), num_steps=600, batch_size=128, ratio=5, lr=3e-4,
+      network=dict(network), num_steps=500, batch_size=128, ratio=5, lr=3e-4,
       fake_lr=3e-4, warmup_steps=20, clip_norm=10., weight_decay=0.01,
       min_level=20, max_level=980, ema_decay=0.98))
   config.evaluation = ml_collections.ConfigDict(dict(num_sets=10))

@@ -30,7 +30,7 @@ def get_config(variant=''):
   config.keep = 1
 
   config.teacher = ml_collections.ConfigDict(dict(
-      network=dict(kind='mlp', width=128, depth=3), num_steps=8000,
+      network=dict(kind='mlp', width=96, depth=3), num_steps=6000,
       batch_size=1024, lr=2e-3, warmup_steps=100, clip_norm=1.,
       weight_decay=0., ema_half_life_steps=500., sampler_steps=18))
   config.classifier = None  # l1 in the plane needs no features
@@ -38,11 +38,11 @@ def get_config(variant=''):
       num_steps=3000, batch_size=1024, lr=2e-3, warmup_steps=100, clip_norm=1.,
       weight_decay=0., ema_half_life_steps=300.))
   config.students = ml_collections.ConfigDict(dict(
-      network=dict(kind='mlp', width=32, depth=2), num_steps=2000,
+      network=dict(kind='mlp', width=32, depth=2), num_steps=1200,
       batch_size=256, ratio=5, lr=1e-3, fake_lr=1e-3, warmup_steps=50,
       clip_norm=10., weight_decay=0.01, min_level=20, max_level=980,
       ema_decay=0.99))
-  config.evaluation = ml_collections.ConfigDict(dict(num_samples=1_000_000))
+  config.evaluation = ml_collections.ConfigDict(dict(num_samples=100_000))
 
   if variant == 'tiny':
     for stage in (config.teacher, config.score_matching, config.students):

@@ -81,7 +81,7 @@ def _winograd(x, kernel):
   # Sixteen separate products: one batched product would need its operands
   # stacked, which copies four times the image.
   products = [tile @ weight for tile, weight in
-              zip(_input_tiles(x), _kernel_tiles(kernel))]
+              zip(_input_tiles(x), _kernel_tiles(kernel), strict=True)]
   return _join_tiles(products, (*x.shape[:3], kernel.shape[-1]))
 
 
@@ -90,8 +90,9 @@ def _winograd_gradients(x, kernel, dy):
   # dy feeds some thirty fusions: without the barrier each computes it again.
   dy = jax.lax.optimization_barrier(dy)
   dx = _winograd(dy, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
-  products = [tile.T @ d_tile for tile, d_tile in
-              zip(_input_tiles(x), _output_gradient_tiles(dy))]
+  products = [
+      tile.T @ d_tile for tile, d_tile in
+      zip(_input_tiles(x), _output_gradient_tiles(dy), strict=True)]
   products = jnp.stack(products).reshape(4, 4, *kernel.shape[2:])
   g = _KERNEL_TRANSFORM.astype(x.dtype)
   return dx, jnp.einsum('pi,qj,pqcd->ijcd', g, g, products)
@@ -137,5 +138,6 @@ def _join_tiles(products, shape):
 
 def _transform_2d(transform, tiles):
   """A linear map of short lists, along the columns of a grid, then the rows."""
-  columns = [transform(column) for column in zip(*tiles)]
-  return [y for row in zip(*columns) for y in transform(row)]
+  columns = [transform(column) for column in zip(*tiles, strict=True)]
+  return [y for row in zip(*columns, strict=True)
+          for y in transform(row)]

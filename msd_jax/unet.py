@@ -280,6 +280,9 @@ def _conv3x3(params, x):
 
 def _group_norm(params, x, scale=None, shift=None, epsilon=1e-5):
   """Group normalisation of [B, H, W, C], then (1 + scale) x + shift [B, C]."""
+  # x is read twice. Without the barrier, XLA for CPU computes it again, with
+  # the residual additions that made it, inside each reader.
+  x = jax.lax.optimization_barrier(x)
   mean, variance = _group_moments(x.astype(jnp.float32))
   gain = jax.lax.rsqrt(variance + epsilon) * params['scale'][None]
   bias = jnp.broadcast_to(params['bias'][None], gain.shape)
