@@ -101,7 +101,8 @@ def _images(run, params, path, key):
   routers = stages.routers(run)
   figures, samples = evaluate.evaluate_images(
       samplers(run, params), run.dataset, classify, key,
-      num_sets=run.config.evaluation.num_sets, partitions=routers)
+      num_sets=run.config.evaluation.num_sets,
+      partitions={'students': routers['students']})
   counts = {name: int(r.max()) + 1 for name, r in routers.items()}
   titles = {'real': 'Real'} | {
       name: title(name, counts.get(name, 1)) for name in samples
