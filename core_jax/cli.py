@@ -15,7 +15,6 @@ import ml_collections
 from ml_collections import config_flags
 
 from core_jax import checkpoint
-from core_jax import folder
 from core_jax import loop
 
 Config = ml_collections.ConfigDict

@@ -145,7 +145,7 @@ def _start(run, stage, offset, frozen):
 def _train(run, stage, offset, frozen):
   """Trains one stage from where it stands to its end; returns its params."""
   config = run.config
-  frozen = mesh_lib.put(frozen, stage.mesh)
+  frozen = mesh_lib.put(frozen, stage.mesh, P())
   state = _start(run, stage, offset, frozen)
   compiled = mesh_lib.compile_step(stage.step, stage.mesh, stage.state_spec)
   first, started, recent = int(state.step), time.monotonic(), []

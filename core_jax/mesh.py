@@ -60,7 +60,7 @@ def shardings(mesh: Mesh, specs: Any) -> Any:
       is_leaf=lambda x: isinstance(x, P))
 
 
-def put(tree: Any, mesh: Mesh, spec: P = P()) -> Any:
+def put(tree: Any, mesh: Mesh, spec: P) -> Any:
   """Arrays of this host -> global arrays on the mesh, laid out by `spec`."""
   sharding = NamedSharding(mesh, spec)
   return jax.tree.map(

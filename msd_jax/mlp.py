@@ -8,7 +8,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-
 # The truncated normal of linen's default takes seconds to compile per shape.
 dense = functools.partial(
     nn.Dense, kernel_init=nn.initializers.lecun_uniform())

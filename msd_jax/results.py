@@ -172,7 +172,8 @@ def _points(run, params, path, key):
       [title(name, counts[name]), figures[f'{name}_l1']] for name in counts]
   return figures, [
       report_lib.Heading('Samples'),
-      report_lib.Figure(plot, 'Data, teacher and students; colours are classes'),
+      report_lib.Figure(
+          plot, 'Data, teacher and students; colours are classes'),
       report_lib.Heading('Distances'),
       report_lib.Table(
           ['', 'l1'], rows,

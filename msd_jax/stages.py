@@ -19,9 +19,9 @@ from core_jax import mesh as mesh_lib
 from msd_jax import classifier
 from msd_jax import data
 from msd_jax import diffusion
-from msd_jax import routing
 from msd_jax import networks
 from msd_jax import partition
+from msd_jax import routing
 from msd_jax import students
 from msd_jax import teacher
 

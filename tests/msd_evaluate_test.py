@@ -341,11 +341,11 @@ def test_points_and_curve_are_drawn(tmp_path):
       str(tmp_path / 'points.png'),
       {f'K = {k}': (xy, labels) for k in range(1, 6)}, 1.5, title='points')
   rows = [
-      {'size': size, 'num_students': k, 'distance': 1 / k + 0.1 * seed}
+      {'line': size, 'x': k, 'distance': 1 / k + 0.1 * seed}
       for size in ('small', 'large') for k in (1, 2, 4) for seed in range(3)]
-  figures.curve_over_students(
-      str(tmp_path / 'curve.png'), rows, ylabel='distance', floor=0.1,
-      teacher=0.2)
+  figures.curves(
+      str(tmp_path / 'curve.png'), rows, xlabel='students',
+      ylabel='distance', floor=0.1, teacher=0.2)
   for name in ('points.png', 'curve.png'):
     picture = matplotlib.image.imread(tmp_path / name)
     assert picture.shape[0] > 300 and picture.std() > 0.01
