@@ -31,25 +31,25 @@ def get_config(variant=''):
   config.checkpoint_every_steps = 250
   config.keep = 1
 
-  network = dict(kind='mlp', width=768, depth=4)
+  network = dict(kind='mlp', width=640, depth=4)
   if variant in ('adm', 'tiny'):
     network = dict(
         kind='adm', model_channels=64, channel_mult=(1, 2, 2), num_blocks=2,
         attention_resolutions=(16, 8), dropout=0.)
   config.teacher = ml_collections.ConfigDict(dict(
-      network=dict(network), num_steps=5000, batch_size=128, lr=5e-4,
+      network=dict(network), num_steps=3000, batch_size=128, lr=1e-3,
       warmup_steps=100, clip_norm=1., weight_decay=0.,
       ema_half_life_steps=250., sampler_steps=18))
   config.classifier = ml_collections.ConfigDict(dict(
-      width=16, num_features=64, num_steps=1500, batch_size=128, lr=1e-3,
+      width=16, num_features=64, num_steps=1000, batch_size=128, lr=1e-3,
       warmup_steps=50, clip_norm=1., weight_decay=1e-4,
       ema_half_life_steps=50.))
   config.score_matching = ml_collections.ConfigDict(dict(
       num_steps=2000, batch_size=128, lr=5e-4, warmup_steps=100, clip_norm=1.,
       weight_decay=0., ema_half_life_steps=250.))
   config.students = ml_collections.ConfigDict(dict(
-      network=dict(network), num_steps=500, batch_size=128, ratio=5, lr=1e-4,
-      fake_lr=1e-4, warmup_steps=20, clip_norm=10., weight_decay=0.01,
+      network=dict(network), num_steps=250, batch_size=128, ratio=5, lr=2e-4,
+      fake_lr=2e-4, warmup_steps=20, clip_norm=10., weight_decay=0.01,
       min_level=20, max_level=980, ema_decay=0.98))
   config.evaluation = ml_collections.ConfigDict(dict(num_sets=1))
 
