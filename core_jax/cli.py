@@ -37,8 +37,11 @@ def run(
     train: (config, workdir) -> anything.
     show_plan: config -> a text on memory and FLOPs.
   """
-  config = config_flags.DEFINE_config_file(
-      'config', _config_path(package, default), 'The experiment.')
+  try:  # It reads the command line at once.
+    config = config_flags.DEFINE_config_file(
+        'config', _config_path(package, default), 'The experiment.')
+  except (AttributeError, KeyError) as e:
+    sys.exit(_unknown_field(e))
   workdir = flags.DEFINE_string(
       'workdir', None, "The run's folder; the same command in the same folder "
       'resumes. Default: runs/<package>-<config>.')
@@ -67,7 +70,35 @@ def run(
       print(f'error: {e}', file=sys.stderr)
       sys.exit(1)
 
-  app.run(main)
+  app.run(main, flags_parser=_parse)
+
+
+def _parse(argv):
+  """Command line -> what is no flag in it; one line for a wrong flag."""
+  path = _flag(argv, 'config').split(':')[0]
+  if path and not pathlib.Path(path).is_file():
+    there = ', '.join(sorted(map(str, pathlib.Path('configs').glob('[a-z]*.py'))))
+    sys.exit(f'error: --config={path}: no such file'
+             + (f'; there are {there}' if there else ''))
+  try:
+    return flags.FLAGS(argv)
+  except (AttributeError, KeyError) as e:
+    sys.exit(_unknown_field(e))
+  except flags.Error as e:
+    # A config that raises comes with a traceback, its own words at the end.
+    sys.exit(f'error: {str(e).strip().splitlines()[-1].strip()}')
+
+
+def _unknown_field(error):
+  """ml_collections' words, which end with the field that was meant."""
+  words = str(error).replace('\\n', ' ').replace('\\', '').strip('\'"')
+  return f'error: the config has no field {words}'
+
+
+def _flag(argv, name):
+  """The value of --name=value on a command line, '' where it is absent."""
+  return next((arg.split('=', 1)[1] for arg in argv
+               if arg.lstrip('-').startswith(f'{name}=')), '')
 
 
 def _config_path(package, name):
@@ -82,9 +113,7 @@ def _config_path(package, name):
 
 def _default_workdir(package):
   """runs/<package>-<config>, from the command line's --config."""
-  name = next(
-      (arg.split('=', 1)[1] for arg in sys.argv[1:]
-       if arg.lstrip('-').startswith('config=')), 'default')
+  name = _flag(sys.argv, 'config') or 'default'
   stem = pathlib.Path(name.split(':')[0]).stem
   variant = ''.join(f'-{v}' for v in name.split(':')[1:])
   return os.path.join('runs', f'{package}-{stem}{variant}')

@@ -145,64 +145,71 @@ def outputs_and_gradients(f, x, kernel, dy):
   return y, *vjp(dy)
 
 
-@pytest.mark.parametrize(
-    'shape', [(8, 6, 4, 5), (1, 2, 2, 1), (2, 5, 4, 3), (3, 8, 8, 16)])
-def test_conv3x3_and_gradients_are_the_ordinary_ones(shape):
+def winograd(x, kernel):
+  """conv3x3 as for wide layers, whatever the width."""
+  return conv._conv3x3(x, conv._varying_like(kernel, x))
+
+
+@pytest.mark.parametrize('shape', [(8, 6, 4, 5), (1, 2, 2, 1), (3, 8, 8, 16)])
+def test_winograd_and_its_gradients_are_the_ordinary_ones(shape):
   case = conv_case(shape)
-  expected = outputs_and_gradients(conv._ordinary, *case)
-  actual = jax.jit(
-      lambda *args: outputs_and_gradients(conv.conv3x3, *args))(*case)
-  for a, b in zip(actual, expected, strict=True):
+  both = jax.jit(lambda *args: [
+      outputs_and_gradients(f, *args) for f in (winograd, conv._ordinary)])
+  for a, b in zip(*both(*case), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
 
 
-def test_conv3x3_on_cpu_is_matrix_products():
-  x, kernel, _ = conv_case()
-  compiled = lambda f: jax.jit(f).lower(x, kernel).compile().as_text()
-  assert 'convolution(' not in compiled(conv.conv3x3)
-  odd = lambda x, kernel: conv.conv3x3(x[:, 1:], kernel)
-  assert 'convolution(' in compiled(odd)
+@pytest.mark.parametrize('shape, features, products', [
+    ((1, 16, 16, 128), 128, True), ((1, 15, 16, 128), 128, False),
+    ((1, 16, 16, 64), 128, False), ((1, 8, 8, 128), 128, False)])
+def test_wide_layers_are_matrix_products_on_cpu_alone(
+    shape, features, products):
+  traced = jax.jit(conv.conv3x3).trace(
+      jax.ShapeDtypeStruct(shape, jnp.float32),
+      jax.ShapeDtypeStruct((3, 3, shape[-1], features), jnp.float32))
+  on = lambda platform: traced.lower(lowering_platforms=(platform,)).as_text()
+  assert ('stablehlo.convolution' not in on('cpu')) == products
+  for platform in ('tpu', 'cuda'):
+    assert on(platform).count('stablehlo.convolution') == 1
+    assert 'stablehlo.dot_general' not in on(platform)
 
 
-def test_conv3x3_elsewhere_is_a_convolution():
-  x, kernel, _ = conv_case()
-  lowered = jax.jit(conv.conv3x3).trace(x, kernel).lower(
-      lowering_platforms=('tpu',)).as_text()
-  assert lowered.count('stablehlo.convolution') == 1
-  assert 'stablehlo.dot_general' not in lowered
-
-
-def test_conv3x3_under_transforms():
+def test_winograd_under_transforms():
   x, kernel, dy = conv_case()
   _, _, expected = outputs_and_gradients(conv._ordinary, x, kernel, dy)
-  loss = lambda kernel, x, dy: jnp.vdot(conv.conv3x3(x, kernel), dy)
+  loss = lambda kernel, x, dy: jnp.vdot(winograd(x, kernel), dy)
   gradient = jax.grad(jax.checkpoint(loss))
-  close = lambda a: np.testing.assert_allclose(a, expected, atol=1e-3)
-  close(jax.jit(gradient)(kernel, x, dy))
   # One image at a time: the gradients of the images add up.
   one = lambda xy: gradient(kernel, xy[0][None], xy[1][None])
-  close(jax.lax.map(one, (x, dy)).sum(0))
-  close(jax.lax.scan(
-      lambda total, xy: (total + one(xy), None), jnp.zeros_like(kernel),
-      (x, dy))[0])
-  close(jax.vmap(one)((x, dy)).sum(0))
+  add = lambda total, xy: (total + one(xy), None)
+  ways = jax.jit(lambda x, dy: [
+      gradient(kernel, x, dy),
+      jax.lax.map(one, (x, dy)).sum(0),
+      jax.lax.scan(add, jnp.zeros_like(kernel), (x, dy))[0],
+      jax.vmap(one)((x, dy)).sum(0)])
+  for actual in ways(x, dy):
+    np.testing.assert_allclose(actual, expected, atol=1e-3)
+
+
+def data_mesh():
+  return jax.make_mesh((8,), ('data',),
+                       axis_types=(jax.sharding.AxisType.Auto,))
 
 
 @pytest.mark.parametrize('manual', [False, True])
 def test_sharded_batch_gives_the_result_of_one_device(manual):
-  x, kernel, dy = conv_case()
-  f = lambda x, kernel, dy: outputs_and_gradients(conv.conv3x3, x, kernel, dy)
-  expected = jax.jit(f)(x, kernel, dy)
-  mesh = jax.make_mesh((8,), ('data',),
-                       axis_types=(jax.sharding.AxisType.Auto,))
+  case = conv_case()
+  expected = jax.jit(
+      lambda *args: outputs_and_gradients(conv._ordinary, *args))(*case)
+  f = lambda *args: outputs_and_gradients(winograd, *args)
+  mesh = data_mesh()
   data, whole = PartitionSpec('data'), PartitionSpec()
   if manual:
     f = jax.shard_map(f, mesh=mesh, in_specs=(data, whole, data),
                       out_specs=(data, data, whole))
-  place = lambda spec: NamedSharding(mesh, spec)
-  actual = jax.jit(
-      f, in_shardings=(place(data), place(whole), place(data)),
-      out_shardings=(place(data), place(data), place(whole)))(x, kernel, dy)
+  place = lambda *specs: tuple(NamedSharding(mesh, spec) for spec in specs)
+  actual = jax.jit(f, in_shardings=place(data, whole, data),
+                   out_shardings=place(data, data, whole))(*case)
   for a, b in zip(actual, expected, strict=True):
     np.testing.assert_allclose(a, b, atol=1e-4)
 
@@ -214,8 +221,7 @@ def test_sharded_network_gives_the_result_of_one_device():
   f = jax.value_and_grad(lambda params, *args: jnp.square(
       network.apply({'params': params}, *args)).mean())
   expected = jax.jit(f)(params, *args)
-  mesh = jax.make_mesh((8,), ('data',),
-                       axis_types=(jax.sharding.AxisType.Auto,))
+  mesh = data_mesh()
   data = NamedSharding(mesh, PartitionSpec('data'))
   whole = NamedSharding(mesh, PartitionSpec())
   actual = jax.jit(f, in_shardings=(whole, data, data, data),
