@@ -13,6 +13,8 @@ transform. `ADM` is the linen face of both.
 """
 
 import dataclasses
+import itertools
+import math
 from typing import Any
 
 import chex
@@ -76,8 +78,9 @@ class ADM(nn.Module):
     key = None if deterministic or not self.dropout else self.make_rng(
         'dropout')
     encoder, decoder = self.blocks()
-    width = self.model_channels * self.channel_mult[0]
-    params = self._parameters(encoder, decoder, width)
+    params = self._parameters(encoder, decoder)
+    if self.is_initializing():
+      return jnp.zeros(x.shape)  # As a new network gives.
 
     emb = _embed(params, c_noise, labels, self.model_channels, self.dtype)
     x = _conv3x3(params['enc'][self._first], x.astype(self.dtype))
@@ -108,23 +111,23 @@ class ADM(nn.Module):
     return encoder, _decoder_blocks(
         levels, self.num_blocks, self.channels_per_head, skips)
 
-  def _parameters(self, encoder, decoder, width):
+  def _parameters(self, encoder, decoder):
+    width = self.model_channels * self.channel_mult[0]
     emb = self.model_channels * self.channel_mult_emb
-    init_first = lambda key: {
-        self._first: _init_conv(key, 3, self.channels, width)}
+    blocks = lambda names: {b.name: _block_leaves(b, emb) for b in names}
+    param = lambda name, leaves: self.param(name, _draw, leaves)
     return {
-        'map_layer0': self.param(
-            'map_layer0', _init_dense, self.model_channels, emb),
-        'map_layer1': self.param('map_layer1', _init_dense, emb, emb),
+        'map_layer0': param(
+            'map_layer0', _dense_leaves(self.model_channels, emb)),
+        'map_layer1': param('map_layer1', _dense_leaves(emb, emb)),
         'map_label': self.param('map_label', lambda key: {
             'kernel': jax.random.normal(key, (self.num_classes, emb))}),
-        'enc': self.param('enc', lambda key: init_first(
-            jax.random.fold_in(key, len(encoder))) | _init_blocks(
-                key, encoder, emb)),
-        'dec': self.param('dec', _init_blocks, decoder, emb),
-        'out_norm': self.param('out_norm', _init_norm, width),
-        'out_conv': self.param('out_conv', _zeros(_init_conv), 3, width,
-                               self.channels),
+        'enc': param('enc', blocks(encoder) | {
+            self._first: _dense_leaves(self.channels, width, (3, 3))}),
+        'dec': param('dec', blocks(decoder)),
+        'out_norm': param('out_norm', _norm_leaves(width)),
+        'out_conv': param('out_conv', _dense_leaves(
+            width, self.channels, (3, 3), zero=True)),
     }
 
   def _apply(self, block, params, x, emb, key, index):
@@ -164,57 +167,60 @@ def _decoder_blocks(levels, num_blocks, channels_per_head, skips):
   return blocks
 
 
-# Parameters. Weights and biases are uniform within 1 / sqrt(fan_in).
+# Parameters: their shapes first, then all that belong together in one draw,
+# which compiles a hundred times faster than one draw for each.
 
 
-def _init_dense(key, fan_in, fan_out):
-  return _init_kernel(key, (fan_in, fan_out), fan_in)
+@dataclasses.dataclass(frozen=True)
+class _Leaf:
+  """A parameter that begins uniform in [mean - bound, mean + bound]."""
+  shape: tuple[int, ...]
+  bound: float = 0.
+  mean: float = 0.
+
+  @property
+  def num_drawn(self):
+    return math.prod(self.shape) if self.bound else 0
 
 
-def _init_conv(key, size, fan_in, fan_out):
-  return _init_kernel(
-      key, (size, size, fan_in, fan_out), fan_in * size * size)
+def _draw(key, leaves):
+  """A tree of _Leaf -> the same tree of float32 arrays."""
+  flat, treedef = jax.tree.flatten(leaves)
+  ends = list(itertools.accumulate(leaf.num_drawn for leaf in flat))
+  uniform = jax.random.uniform(key, (ends[-1],), minval=-1.)
+  return treedef.unflatten([
+      leaf.bound * uniform[end - leaf.num_drawn:end].reshape(leaf.shape)
+      if leaf.bound else jnp.full(leaf.shape, leaf.mean)
+      for leaf, end in zip(flat, ends, strict=True)])
 
 
-def _init_kernel(key, shape, fan_in):
-  uniform = lambda key, shape: jax.random.uniform(
-      key, shape, minval=-fan_in ** -.5, maxval=fan_in ** -.5)
-  kernel_key, bias_key = jax.random.split(key)
-  return {'kernel': uniform(kernel_key, shape),
-          'bias': uniform(bias_key, shape[-1:])}
+def _dense_leaves(fan_in, fan_out, kernel=(), zero=False):
+  """Weights and biases lie within 1 / sqrt(fan_in), or at 0."""
+  bound = 0. if zero else (fan_in * math.prod(kernel)) ** -.5
+  return {'kernel': _Leaf((*kernel, fan_in, fan_out), bound),
+          'bias': _Leaf((fan_out,), bound)}
 
 
-def _init_norm(_, channels):
-  return {'scale': jnp.ones(channels), 'bias': jnp.zeros(channels)}
+def _norm_leaves(channels):
+  return {'scale': _Leaf((channels,), mean=1.), 'bias': _Leaf((channels,))}
 
 
-def _zeros(init):
-  return lambda *args: jax.tree.map(jnp.zeros_like, init(*args))
-
-
-def _init_blocks(key, blocks, emb_channels):
-  return {block.name: _init_block(jax.random.fold_in(key, i), block,
-                                  emb_channels)
-          for i, block in enumerate(blocks)}
-
-
-def _init_block(key, block, emb_channels):
-  keys = jax.random.split(key, 6)
-  width = block.out_channels
-  params = {
-      'norm0': _init_norm(None, block.in_channels),
-      'conv0': _init_conv(keys[0], 3, block.in_channels, width),
-      'affine': _init_dense(keys[1], emb_channels, 2 * width),
-      'norm1': _init_norm(None, width),
-      'conv1': _zeros(_init_conv)(keys[2], 3, width, width),
+def _block_leaves(block, emb_channels):
+  c_in, c_out = block.in_channels, block.out_channels
+  leaves = {
+      'norm0': _norm_leaves(c_in),
+      'conv0': _dense_leaves(c_in, c_out, (3, 3)),
+      'affine': _dense_leaves(emb_channels, 2 * c_out),
+      'norm1': _norm_leaves(c_out),
+      'conv1': _dense_leaves(c_out, c_out, (3, 3), zero=True),
   }
-  if block.in_channels != width:
-    params['skip'] = _init_conv(keys[3], 1, block.in_channels, width)
+  if c_in != c_out:
+    leaves['skip'] = _dense_leaves(c_in, c_out, (1, 1))
   if block.num_heads:
-    params['norm2'] = _init_norm(None, width)
-    params['qkv'] = _init_conv(keys[4], 1, width, 3 * width)
-    params['proj'] = _zeros(_init_conv)(keys[5], 1, width, width)
-  return params
+    leaves['norm2'] = _norm_leaves(c_out)
+    leaves['qkv'] = _dense_leaves(c_out, 3 * c_out, (1, 1))
+    leaves['proj'] = _dense_leaves(c_out, c_out, (1, 1), zero=True)
+  return leaves
 
 
 # Application.
