@@ -77,7 +77,8 @@ def _parse(argv):
   """Command line -> what is no flag in it; one line for a wrong flag."""
   path = _flag(argv, 'config').split(':')[0]
   if path and not pathlib.Path(path).is_file():
-    there = ', '.join(sorted(map(str, pathlib.Path('configs').glob('[a-z]*.py'))))
+    found = pathlib.Path('configs').glob('[a-z]*.py')
+    there = ', '.join(sorted(str(path) for path in found))
     sys.exit(f'error: --config={path}: no such file'
              + (f'; there are {there}' if there else ''))
   try:
