@@ -31,7 +31,7 @@ def get_config(variant=''):
   config.checkpoint_every_steps = 250
   config.keep = 1
 
-  network = dict(kind='mlp', width=640, depth=4)
+  network = dict(kind='mlp', width=640, depth=4, pixel_skip=True)
   if variant in ('adm', 'tiny'):
     network = dict(
         kind='adm', model_channels=64, channel_mult=(1, 2, 2), num_blocks=2,

@@ -32,6 +32,9 @@ class ResidualMLP(nn.Module):
     num_classes: Y; label -1 is 'no class'.
     width: of the hidden layers; the embedding has half of it, at least 32.
     depth: number of blocks.
+    pixel_skip: also adds gain * x to the output, a gain for every pixel from
+      noise level and class, zero at birth. For images of more pixels than
+      `width`: their noise, which F predicts, does not fit the hidden layers.
     noise_scale: c_noise is multiplied by it before the embedding, whose
       frequencies are made for numbers larger than ln(sigma) / 4.
   """
@@ -40,6 +43,7 @@ class ResidualMLP(nn.Module):
   num_classes: int
   width: int = 256
   depth: int = 4
+  pixel_skip: bool = False
   noise_scale: float = 16.
 
   @nn.compact
@@ -61,13 +65,18 @@ class ResidualMLP(nn.Module):
         size, use_bias=False, name='map_label',
         kernel_init=nn.initializers.normal(1.))(one_hot)
     emb = nn.silu(emb)
-    h = dense(self.width, name='in')(x.reshape(x.shape[0], -1))
+    pixels = x.reshape(x.shape[0], -1)
+    h = dense(self.width, name='in')(pixels)
     for i in range(self.depth):
       h = h + self._block(h, emb, i)
     h = nn.silu(nn.LayerNorm(name='out_norm')(h))
     out = nn.Dense(
         math.prod(self.shape), kernel_init=nn.initializers.zeros,
         name='out')(h)
+    if self.pixel_skip:
+      out += pixels * nn.Dense(
+          math.prod(self.shape), kernel_init=nn.initializers.zeros,
+          name='gain')(emb)
     return out.reshape(x.shape)
 
   def _block(self, h, emb, i):
