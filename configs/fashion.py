@@ -37,7 +37,7 @@ def get_config(variant=''):
         kind='adm', model_channels=64, channel_mult=(1, 2, 2), num_blocks=2,
         attention_resolutions=(16, 8), dropout=0.)
   config.teacher = ml_collections.ConfigDict(dict(
-      network=dict(network), num_steps=3000, batch_size=128, lr=1e-3,
+      network=dict(network), num_steps=4000, batch_size=128, lr=1e-3,
       warmup_steps=100, clip_norm=1., weight_decay=0.,
       ema_half_life_steps=250., sampler_steps=18))
   config.classifier = ml_collections.ConfigDict(dict(
@@ -48,7 +48,7 @@ def get_config(variant=''):
       num_steps=2000, batch_size=128, lr=5e-4, warmup_steps=100, clip_norm=1.,
       weight_decay=0., ema_half_life_steps=250.))
   config.students = ml_collections.ConfigDict(dict(
-      network=dict(network), num_steps=250, batch_size=128, ratio=5, lr=2e-4,
+      network=dict(network), num_steps=200, batch_size=128, ratio=5, lr=2e-4,
       fake_lr=2e-4, warmup_steps=20, clip_norm=10., weight_decay=0.01,
       min_level=20, max_level=980, ema_decay=0.98))
   config.evaluation = ml_collections.ConfigDict(dict(num_sets=1))
