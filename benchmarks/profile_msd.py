@@ -1,7 +1,7 @@
 """Where a round's time goes: python -m benchmarks.profile_msd.
 
-Times the parts of one `msd_round` alone and multiplies by how often the round
-runs them (`students.make_update`): 1 + (ratio - 1) generations, a gradient of
+Times the parts of one `msd_round` alone and multiplies by how often
+`students.update_student` runs them: ratio - 1 generations, a gradient of
 the generator, two forward passes of the scores, `ratio` gradients of the fake
 score, ratio + 1 optimizer updates. The gradient again without attention gives
 attention's share.

@@ -8,6 +8,7 @@ of every leaf, mapped by `mesh.map_students`.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
 
 import chex
@@ -114,116 +115,142 @@ def make_init(
   return init
 
 
-def make_update(
-    networks: Networks,
-    settings: Settings,
-    shape: tuple[int, ...],
-    mesh: jax.sharding.Mesh,
-) -> Callable[..., tuple[Student, dict[str, jax.Array]]]:
-  """One round of one student; `make_round` maps it over all.
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """What every part of a round reads."""
 
-  Args:
-    networks: denoisers and optimizers.
-    settings: of the round.
-    shape: of one example.
-    mesh: whose 'data' axis splits the batch.
+  networks: Networks
+  settings: Settings
+  shape: tuple[int, ...]  # of one example
+  mesh: jax.sharding.Mesh  # whose 'data' axis splits the batch
 
-  Returns:
-    (student, classes int32 [V], size int32 [], key, teacher) -> (student,
-    metrics); labels are drawn from the first `size` classes, uniformly.
+
+def draw(
+    recipe: Recipe, key: jax.Array, classes: jax.Array, size: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Noise [B, ...] and labels [B], uniform over the first `size` classes."""
+  noise_key, label_key = jax.random.split(key)
+  batch = recipe.settings.batch_size
+  noise = jax.random.normal(noise_key, (batch, *recipe.shape))
+  labels = classes[jax.random.randint(label_key, (batch,), 0, size)]
+  return (mesh_lib.split_rows(noise, recipe.mesh),
+          mesh_lib.split_rows(labels, recipe.mesh))
+
+
+def noised(
+    settings: Settings, key: jax.Array, x: jax.Array, low: int, high: int
+) -> tuple[jax.Array, jax.Array]:
+  """x [B, ...] at random levels low..high, inclusive: (noisy, sigma [B]).
+
+  Levels are Karras's, ascending, as DMD2 counts them.
   """
-  batch = settings.batch_size
-  # Ascending, as DMD2 counts its levels.
+  level_key, noise_key = jax.random.split(key)
   levels = diffusion.karras_sigmas(
       settings.num_levels, settings.sigma_min, settings.sigma_max)[::-1]
+  sigma = levels[jax.random.randint(level_key, x.shape[:1], low, high + 1)]
+  noise = jax.random.normal(noise_key, x.shape)
+  return x + diffusion.expand(sigma, x) * noise, sigma
 
-  def draw(key, classes, size):
-    """Noise [B, ...] and labels [B] of the student's part of the classes."""
-    noise_key, label_key = jax.random.split(key)
-    noise = jax.random.normal(noise_key, (batch, *shape))
-    labels = classes[jax.random.randint(label_key, (batch,), 0, size)]
-    return (mesh_lib.split_rows(noise, mesh),
-            mesh_lib.split_rows(labels, mesh))
 
-  def noised(key, x, low, high):
-    """x at a random level between low and high: (noisy, sigma [B])."""
-    level_key, noise_key = jax.random.split(key)
-    sigma = levels[jax.random.randint(level_key, (batch,), low, high + 1)]
-    noise = jax.random.normal(noise_key, x.shape)
-    return x + diffusion.expand(sigma, x) * noise, sigma
+def update_generator(
+    recipe: Recipe,
+    student: Student,
+    inputs: tuple[jax.Array, jax.Array],
+    key: jax.Array,
+    teacher: Any,
+) -> tuple[Student, jax.Array, dict[str, jax.Array]]:
+  """The generator's turn on (noise, labels); also the images made before it."""
+  networks, settings = recipe.networks, recipe.settings
+  noise, labels = inputs
 
-  def generate(params, noise, labels):
-    return generated(
+  def loss_fn(params):
+    x = generated(
         networks.generator, params, noise, labels, settings.sigma_max)
+    fixed = jax.lax.stop_gradient(x)
+    noisy, sigma = noised(
+        settings, key, fixed, settings.min_level, settings.max_level)
+    gradient = losses.distribution_matching_gradient(
+        fixed, networks.teacher(teacher, noisy, sigma, labels),
+        networks.fake(student.fake, noisy, sigma, labels))
+    loss = losses.distribution_matching_loss(x, gradient)
+    return loss, (fixed, gradient)
 
-  def update_generator(student, noise, labels, key, teacher):
-    """The generator's turn; also returns the images made before it."""
+  grads, (x, gradient) = jax.grad(loss_fn, has_aux=True)(student.generator)
+  updates, opt_state = networks.generator_tx.update(
+      grads, student.generator_opt_state, student.generator)
+  generator = optax.apply_updates(student.generator, updates)
+  ema = student.ema
+  if ema is not None:
+    ema = diffusion.ema(ema, generator, settings.ema_decay)
+  student = student.replace(
+      generator=generator, generator_opt_state=opt_state, ema=ema)
+  return student, x, {
+      'dm_gradient_abs': jnp.mean(jnp.abs(gradient)),
+      'generator_grad_norm': optax.tree.norm(grads)}
 
-    def loss_fn(params):
-      x = generate(params, noise, labels)
-      noisy, sigma = noised(
-          key, jax.lax.stop_gradient(x), settings.min_level,
-          settings.max_level)
-      real = networks.teacher(teacher, noisy, sigma, labels)
-      fake = networks.fake(student.fake, noisy, sigma, labels)
-      gradient = losses.distribution_matching_gradient(
-          jax.lax.stop_gradient(x), real, fake)
-      loss = losses.distribution_matching_loss(x, gradient)
-      return loss, (x, gradient)
 
-    (_, (x, gradient)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-        student.generator)
-    updates, opt_state = networks.generator_tx.update(
-        grads, student.generator_opt_state, student.generator)
-    generator = optax.apply_updates(student.generator, updates)
-    ema = student.ema
-    if ema is not None:
-      ema = diffusion.ema(ema, generator, settings.ema_decay)
-    metrics = {
-        'dm_gradient_abs': jnp.mean(jnp.abs(gradient)),
-        'generator_grad_norm': optax.tree.norm(grads)}
-    return student.replace(
-        generator=generator, generator_opt_state=opt_state, ema=ema
-    ), jax.lax.stop_gradient(x), metrics
+def update_fake(
+    recipe: Recipe,
+    carry: tuple[Any, Any],
+    inputs: tuple[jax.Array, jax.Array, jax.Array],
+) -> tuple[tuple[Any, Any], jax.Array]:
+  """The fake score's turn on the generator's images (DMD2, eq. 6).
 
-  def update_fake(carry, inputs):
-    """A fake-score update on the generator's images x (DMD2, eq. 6)."""
-    fake, opt_state = carry
-    x, labels, key = inputs
-    noisy, sigma = noised(key, x, 0, settings.num_levels - 1)
+  Args:
+    recipe: of the round.
+    carry: params of the fake score and their optimizer's state.
+    inputs: images [B, ...], labels [B], key.
 
-    def loss_fn(params):
-      d = networks.fake(params, noisy, sigma, labels)
-      return losses.denoising_loss(d, x, sigma, settings.sigma_data)
+  Returns:
+    The new carry, and the loss: EDM's, so 1 is a network that gives zeros.
+  """
+  networks, settings = recipe.networks, recipe.settings
+  fake, opt_state = carry
+  x, labels, key = inputs
+  noisy, sigma = noised(settings, key, x, 0, settings.num_levels - 1)
 
-    loss, grads = jax.value_and_grad(loss_fn)(fake)
-    updates, opt_state = networks.fake_tx.update(grads, opt_state, fake)
-    return (optax.apply_updates(fake, updates), opt_state), loss
+  def loss_fn(params):
+    d = networks.fake(params, noisy, sigma, labels)
+    return losses.denoising_loss(d, x, sigma, settings.sigma_data)
 
-  def update(student, classes, size, key, teacher):
-    chex.assert_rank([classes, size], [1, 0])
-    draw_key, dm_key, rest_key, fake_key = jax.random.split(key, 4)
-    noise, labels = draw(draw_key, classes, size)
-    student, x, metrics = update_generator(
-        student, noise, labels, dm_key, teacher)
+  loss, grads = jax.value_and_grad(loss_fn)(fake)
+  updates, opt_state = networks.fake_tx.update(grads, opt_state, fake)
+  return (optax.apply_updates(fake, updates), opt_state), loss
 
-    def draw_generated(key):
-      noise, labels = draw(key, classes, size)
-      return generate(student.generator, noise, labels), labels
 
-    # The fake score learns first from the images of the generator's turn,
-    # made before it (DMD2's loop), then from new ones: [ratio, B, ...].
-    new_x, new_labels = jax.lax.map(
-        draw_generated, jax.random.split(rest_key, settings.ratio - 1))
-    images = (jnp.concatenate([x[None], new_x]),
-              jnp.concatenate([labels[None], new_labels]))
-    (fake, opt_state), fake_losses = jax.lax.scan(
-        update_fake, (student.fake, student.fake_opt_state),
-        (*images, jax.random.split(fake_key, settings.ratio)))
-    metrics['fake_loss'] = fake_losses.mean()
-    return student.replace(fake=fake, fake_opt_state=opt_state), metrics
+def update_student(
+    recipe: Recipe,
+    student: Student,
+    part: tuple[jax.Array, jax.Array],
+    key: jax.Array,
+    teacher: Any,
+) -> tuple[Student, dict[str, jax.Array]]:
+  """One round of one student on its part, (classes int32 [V], size [])."""
+  classes, size = part
+  chex.assert_rank([classes, size], [1, 0])
+  draw_key, dm_key, rest_key, fake_key = jax.random.split(key, 4)
+  first = draw(recipe, draw_key, classes, size)
+  student, x, metrics = update_generator(
+      recipe, student, first, dm_key, teacher)
 
-  return update
+  def draw_generated(key):
+    noise, labels = draw(recipe, key, classes, size)
+    return generated(
+        recipe.networks.generator, student.generator, noise, labels,
+        recipe.settings.sigma_max), labels
+
+  # The fake score learns first from the images of the generator's turn, made
+  # before it (DMD2's loop), then from new ones: [ratio, B, ...].
+  ratio = recipe.settings.ratio
+  new = jax.lax.map(draw_generated, jax.random.split(rest_key, ratio - 1))
+  images = jax.tree.map(
+      lambda a, b: jnp.concatenate([a[None], b]), (x, first[1]), new)
+  (fake, opt_state), fake_losses = jax.lax.scan(
+      functools.partial(update_fake, recipe),
+      (student.fake, student.fake_opt_state),
+      (*images, jax.random.split(fake_key, ratio)))
+  metrics['fake_loss'] = fake_losses.mean()
+  return student.replace(fake=fake, fake_opt_state=opt_state), metrics
 
 
 def make_round(
@@ -234,21 +261,21 @@ def make_round(
 ) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
   """(state, batch, frozen) -> (state, metrics), all students a round further.
 
-  frozen: 'teacher', and the partition: 'classes' int32 [K, V], 'sizes' [K].
-  The batch is empty: all is drawn from the key.
+  frozen: 'teacher', and the partition: 'classes' int32 [K, V], 'sizes' [K]
+  (see partition.members). The batch is empty: all is drawn from the key.
   """
-  update = make_update(networks, settings, shape, mesh)
+  recipe = Recipe(networks, settings, shape, mesh)
 
   def one(inputs, key, teacher):
-    student, index, classes, size = inputs
-    return update(
-        student, classes, size, jax.random.fold_in(key, index), teacher)
+    student, index, part = inputs
+    return update_student(
+        recipe, student, part, jax.random.fold_in(key, index), teacher)
 
   def round_(state, batch, frozen):
     del batch
     key = jax.random.fold_in(state.key, state.step)
-    classes, sizes = frozen['classes'], frozen['sizes']
-    inputs = (state.students, jnp.arange(len(sizes)), classes, sizes)
+    parts = (frozen['classes'], frozen['sizes'])
+    inputs = (state.students, jnp.arange(len(frozen['sizes'])), parts)
     students, metrics = mesh_lib.map_students(one, mesh)(
         inputs, key, frozen['teacher'])
     return state.replace(step=state.step + 1, students=students), {

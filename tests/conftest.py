@@ -1,7 +1,14 @@
-"""Eight devices on a CPU, and no silent broadcast of ranks."""
+"""Eight devices on a CPU, no silent broadcast of ranks, quick compilation."""
+
+import tempfile
 
 import jax
 
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+# Programs here are many and run for milliseconds: compiling is what takes time.
+jax.config.update('jax_disable_most_optimizations', True)
+_cache = tempfile.TemporaryDirectory(prefix='jax-tests-')
+jax.config.update('jax_compilation_cache_dir', _cache.name)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
