@@ -25,6 +25,10 @@ from msd_jax import train
 
 _METRICS = {'frechet': 'Fréchet distance on classifier features', 'l1': 'l1'}
 """Suffix of the figure that is compared: its name for people."""
+_LINES = {
+    'single_equal_batch': '1 student, equal batch',
+    'single_equal_compute': '1 student, equal compute',
+    'students': 'K students'}
 
 
 def run_all(
@@ -94,7 +98,7 @@ def write(
       if f'{name}_{metric}' in rows[0] else None)
   figures.curves(
       str(path / 'sweep.png'),
-      [{'line': name.replace('_', ' '), 'x': row[field],
+      [{'line': _LINES[name], 'x': row[field],
         'distance': row[f'{name}_{metric}']}
        for name in samplers_of(rows, metric) if name not in references
        for row in rows],
@@ -108,8 +112,14 @@ def main():
   field = flags.DEFINE_string('field', 'num_students', 'Field that varies.')
   values = flags.DEFINE_list('values', None, 'Its values.', required=True)
 
+  join = flags.DEFINE_list(
+      'join', [], 'Folders of sweeps whose rows join the table and figure.')
+
   def sweep(config, workdir):
-    rows = run_all(
+    rows = [
+        row for other in join.value for row in json.loads(
+            (pathlib.Path(other) / 'sweep.json').read_text())]
+    rows += run_all(
         config, workdir, seeds=[int(s) for s in seeds.value],
         field=field.value, values=[ast.literal_eval(v) for v in values.value])
     print(write(workdir, rows, field.value))
