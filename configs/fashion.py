@@ -32,7 +32,7 @@ def get_config(variant=''):
   config.keep = 1
 
   network = dict(kind='mlp', width=640, depth=4, pixel_skip=True)
-  if variant in ('adm', 'tiny'):
+  if variant == 'adm':
     network = dict(
         kind='adm', model_channels=64, channel_mult=(1, 2, 2), num_blocks=2,
         attention_resolutions=(16, 8), dropout=0.)
@@ -57,10 +57,7 @@ def get_config(variant=''):
     for stage in (config.teacher, config.classifier, config.score_matching,
                   config.students):
       stage.num_steps, stage.batch_size = 2, 8
-    small = dict(model_channels=32, channel_mult=(1,), num_blocks=1,
-                 attention_resolutions=())
-    config.teacher.network.update(small)
-    config.students.network.update(small)
+    config.teacher.network.width = config.students.network.width = 16
     config.teacher.sampler_steps = 2
     config.num_students, config.baselines = 2, ()
     config.log_every_steps, config.checkpoint_every_steps = 1, 2

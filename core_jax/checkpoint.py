@@ -68,8 +68,8 @@ def _unwritten(mgr, error):
   mgr.reload()  # Steps as they are on the disk.
   return CheckpointError(
       f'Could not write a checkpoint: {_first_line(error)} '
-      f'{last_good(mgr)} Free some space in {mgr.directory}, then run the same '
-      'command again: it resumes.')
+      f'{last_good(mgr)} If the disk is full, free some space in '
+      f'{mgr.directory}, then run the same command again: it resumes.')
 
 
 def last_good(mgr: Manager) -> str:

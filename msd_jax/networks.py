@@ -54,21 +54,26 @@ def build(
 def describe(module: nn.Module) -> dict[str, dict[str, np.ndarray]]:
   """{kind: {field: array}}: a module's settings as leaves beside its params.
 
-  What is at its default need not be there to build the module again, but is:
-  a default may change.
+  All fields are there, since a default may change. A tuple carries its length
+  first: an array of no elements cannot be saved.
   """
   kind = next(k for k, cls in NETWORKS.items() if type(module) is cls)
   skip = ('parent', 'name', 'dtype')
   return {kind: {
-      field: np.asarray(getattr(module, field))
+      field: _to_array(getattr(module, field))
       for field in module.__dataclass_fields__ if field not in skip}}
+
+
+def _to_array(value):
+  return np.asarray(
+      (len(value), *value) if isinstance(value, tuple) else value)
 
 
 def from_description(description: Mapping[str, Any]) -> nn.Module:
   """The inverse of `describe`."""
   (kind, settings), = description.items()
   return NETWORKS[kind](**{
-      field: tuple(value.tolist()) if value.ndim else value.item()
+      field: tuple(value[1:].tolist()) if value.ndim else value.item()
       for field, value in (
           (f, np.asarray(v)) for f, v in settings.items())})
 
