@@ -190,7 +190,7 @@ def _draw(key, leaves):
   uniform = jax.random.uniform(key, (ends[-1],), minval=-1.)
   return treedef.unflatten([
       leaf.bound * uniform[end - leaf.num_drawn:end].reshape(leaf.shape)
-      if leaf.bound else jnp.full(leaf.shape, leaf.mean)
+      if leaf.bound else jnp.full(leaf.shape, leaf.mean, jnp.float32)
       for leaf, end in zip(flat, ends, strict=True)])
 
 

@@ -52,6 +52,16 @@ def test_a_fresh_network_denoises_to_c_skip_x(network, shape):
       diffusion.expand(c_skip, x) * x)
 
 
+@pytest.mark.parametrize('kind', networks.NETWORKS)
+def test_fresh_params_are_no_weak_types(kind):
+  """A weak type would turn strong in the first step: a second compilation."""
+  module = networks.build(dict(kind=kind), (8, 8, 1), 10)
+  params = jax.eval_shape(
+      lambda key: networks.init_params(module, key, (8, 8, 1)),
+      jax.random.key(0))
+  assert not any(x.weak_type for x in jax.tree.leaves(params))
+
+
 def test_the_training_loss_of_a_fresh_network_is_one():
   """With F = 0 and data of deviation sd, EDM's weight makes it 1."""
   key, noise_key, sigma_key = jax.random.split(jax.random.key(0), 3)
