@@ -5,8 +5,8 @@ Inside a loop XLA's CPU backend leaves its fast convolutions behind: at
 (benchmarks/conv_in_loop.py), and a round of distillation is made of loops.
 Matrix products stay fast there. Winograd's minimal filtering F(2x2, 3x3)
 (Lavin and Gray, 'Fast Algorithms for Convolutional Neural Networks', 2015,
-section 4.1) writes the convolution and both of its gradients as sixteen of them, with 2.25 times fewer
-multiplications, of
+section 4.1) writes the convolution and both of its gradients as sixteen of
+them, with 2.25 times fewer multiplications, of
 
   y = A^T [(G g G^T) * (B^T d B)] A    for each 4x4 tile d, at stride 2.
 
