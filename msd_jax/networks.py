@@ -10,9 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from msd_jax import mlp
+from msd_jax import songunet
 from msd_jax import unet
 
-NETWORKS = {'mlp': mlp.ResidualMLP, 'adm': unet.ADM}
+NETWORKS = {
+    'mlp': mlp.ResidualMLP, 'adm': unet.ADM, 'ddpmpp': songunet.SongUNet,
+    'ncsnpp': songunet.NCSNpp}
 
 
 def build(
@@ -42,7 +45,7 @@ def build(
     settings['resolution'], settings['channels'] = shape[0], shape[2]
   else:
     raise ValueError(
-        f"network.kind='adm' takes square images, not {shape}; use 'mlp'")
+        f"network.kind={kind!r} takes square images, not {shape}; use 'mlp'")
   known = set(NETWORKS[kind].__dataclass_fields__) - {'parent', 'name'}
   if set(settings) - known:
     raise ValueError(

@@ -35,11 +35,16 @@ def to_unit_range(images: jax.Array) -> jax.Array:
 def make_optimizer(
     *, lr: float, warmup_steps: int, clip_norm: float, weight_decay: float = 0.
 ) -> optax.GradientTransformation:
-  """AdamW (0.9, 0.999) after a clip of the global norm; decays all weights."""
+  """AdamW (0.9, 0.999) after a clip of the global norm; decays all weights.
+
+  The random frequencies of NCSN++, which nothing trains, are no weights.
+  """
+  weights = lambda params: jax.tree_util.tree_map_with_path(
+      lambda path, _: getattr(path[-1], 'key', '') != 'freqs', params)
   schedule = optax.schedules.warmup_constant_schedule(0., lr, warmup_steps)
   return optax.chain(
       optax.clip_by_global_norm(clip_norm),
-      optax.adamw(schedule, weight_decay=weight_decay))
+      optax.adamw(schedule, weight_decay=weight_decay, mask=weights))
 
 
 def make_init(

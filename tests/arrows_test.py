@@ -32,11 +32,13 @@ def test_a_package_imports_only_what_lies_below_it(package):
 
 
 def test_networks_and_losses_import_nothing_of_the_run():
-  for file in ('losses', 'diffusion', 'mlp', 'unet', 'classifier'):
+  for file in ('losses', 'diffusion', 'mlp', 'layers', 'unet', 'songunet',
+               'classifier'):
     names = imported(ROOT / 'msd_jax' / f'{file}.py')
     ours = {n for n in names if n.startswith(('msd_jax', 'core_jax'))}
     assert ours <= {
         'msd_jax.diffusion.expand', 'msd_jax.conv', 'msd_jax.conv.conv3x3',
+        'msd_jax.layers',
         'msd_jax.mlp', 'msd_jax.mlp.positional_embedding'}, (file, ours)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from msd_jax import conv
+from msd_jax import layers
 from msd_jax import unet
 
 TINY = dict(resolution=8, channels=3, num_classes=5, model_channels=32,
@@ -111,7 +112,7 @@ def test_group_norm_is_the_two_pass_formula(offset):
   expected = ((groups - mean) / std).reshape(x.shape) * 2 + .5
   # float32 holds x itself to 6e-5 at 1000.
   np.testing.assert_allclose(
-      unet._group_norm(params, x), expected, atol=1e-5 + offset * 1e-6)
+      layers.group_norm(params, x), expected, atol=1e-5 + offset * 1e-6)
 
 
 def test_bfloat16_network_keeps_float32_parameters_and_output():
