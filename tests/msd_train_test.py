@@ -182,7 +182,7 @@ print(params['generator']['in']['kernel'].shape, params['router'].tolist())
     (['--config.num_students=11'], 'num_students=11 must be between 1 and'),
     (['--config.dataset=cifar'], "'cifar'"),
     (['--config.dataset=fashion', '--config.data_path=/no/such'], '/no/such'),
-    (['--config.partition=kmeans'], "partition='kmeans' is not known"),
+    (['--config.partition=names'], "partition='names' is not known"),
     (['--config.students.batch_size=31', 'eight'],
      'students.batch_size=31 does not divide'),
     (['surplus'], "'surplus' is not a flag"),
