@@ -184,7 +184,7 @@ def _raises(message, dataset, path=''):
 
 
 def test_an_unknown_data_set_is_answered_with_the_known_names():
-  _raises('cifar.* there are: digits, fashion, folder, toy2d', 'cifar')
+  _raises('cifar.* there are: array_record, cifar10, digits', 'cifar')
 
 
 def test_a_path_for_data_without_files_is_refused():
