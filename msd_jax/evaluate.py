@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from msd_jax import fid
+
 # (labels int32 [n], key) -> images [n, H, W, C] in [-1, 1], or points [n, 2].
 Sampler = Callable[[np.ndarray, jax.Array], jax.Array]
 # images [n, H, W, C] in [-1, 1] -> logits [n, Y], features [n, F].
@@ -25,11 +27,6 @@ Classify = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
   """Squared Frechet distance of the Gaussians fitted to two sets of features.
-
-  |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) (Dowson and Landau 1982).
-  S1 S2 is not symmetric, but has the eigenvalues of the symmetric positive
-  semi-definite R S2 R with R = S1^(1/2): the trace needs no general square root
-  and stays real when a covariance is singular.
 
   On finite sets the value is biased upward, by about 1/N for a given law and
   more with more features: compare figures of equal N only, and read each beside
@@ -56,21 +53,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
         f'{a.shape[0]} and {b.shape[0]}')
   if not (np.isfinite(a).all() and np.isfinite(b).all()):
     raise ValueError('some features are not finite')
-  m1, s1 = _mean_and_covariance(a)
-  m2, s2 = _mean_and_covariance(b)
-  values, vectors = np.linalg.eigh(s1)
-  root = (vectors * np.sqrt(np.maximum(values, 0))[None]) @ vectors.T
-  product = np.linalg.eigvalsh(root @ s2 @ root)
-  trace_root = np.sqrt(np.maximum(product, 0)).sum()
-  trace = np.trace(s1) + np.trace(s2) - 2 * trace_root
-  return float(max(np.sum((m1 - m2) ** 2) + trace, 0))
-
-
-def _mean_and_covariance(a):
-  """Mean [F] and unbiased covariance [F, F] of the rows of a [N, F]."""
-  mean = a.mean(axis=0)
-  centred = a - mean[None]
-  return mean, centred.T @ centred / (a.shape[0] - 1)
+  return fid.frechet(*fid.statistics(a), *fid.statistics(b))
 
 
 def histogram_l1(

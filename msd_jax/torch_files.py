@@ -281,9 +281,8 @@ _NAMES = {
         ('scalar', lambda dtype, data: np.frombuffer(
             data.encode('latin1') if isinstance(data, str) else data,
             dtype.numpy())[0]))}
-# Classes whose objects hold submodules and no more.
-_MODULES = re.compile(
-    r'torch\.nn\.modules\.container\.(ModuleDict|ModuleList|Sequential)')
+# Layers and containers of torch, of which the state alone is kept.
+_MODULES = re.compile(r'torch\.nn\.modules\.[a-z]+\.[A-Z]\w*')
 
 
 class _Reader(pickle.Unpickler):

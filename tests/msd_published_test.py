@@ -5,7 +5,6 @@ import io
 import os
 import pickle
 import sys
-import types
 import zipfile
 
 import jax
@@ -24,6 +23,7 @@ from msd_jax import unet
 torch = pytest.importorskip('torch')
 
 from benchmarks import torch_msd  # noqa: E402
+from tests import persistent_pickle  # noqa: E402
 from tests import torch_song  # noqa: E402
 
 SONG = dict(resolution=8, channels=3, num_classes=5, model_channels=16,
@@ -50,40 +50,6 @@ class Precond(torch.nn.Module):
     self.scale, self.mean = np.sqrt(.5), np.arange(3.)
 
 
-def write_edm_pickle(path, network, monkeypatch):
-  """As EDM does: every class a persistent one, with its source inside."""
-
-  def _reconstruct_persistent_obj(meta):
-    raise AssertionError('code of the pickle was run')
-
-  class EasyDict(dict):
-    pass
-
-  for name, member in (('torch_utils.persistence', _reconstruct_persistent_obj),
-                       ('dnnlib.util', EasyDict)):
-    package = name.split('.')[0]
-    monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
-    module = types.ModuleType(name)
-    member.__module__, member.__qualname__ = name, member.__name__
-    setattr(module, member.__name__, member)
-    monkeypatch.setitem(sys.modules, name, module)
-
-  class Pickler(pickle.Pickler):
-
-    def reducer_override(self, obj):
-      if not isinstance(obj, torch.nn.Module) or isinstance(
-          obj, torch.nn.ModuleDict):
-        return NotImplemented
-      return _reconstruct_persistent_obj, (EasyDict(
-          type='class', version=6, module_src='raise SystemExit("ran")',
-          class_name=type(obj).__name__, state=obj.__dict__),)
-
-  with open(path, 'wb') as file:
-    Pickler(file).dump(dict(
-        ema=Precond(network), loss_fn=None, augment_pipe=None,
-        dataset_kwargs=EasyDict(resolution=8)))
-
-
 def assert_same_tensors(actual, expected):
   assert set(actual) == set(expected)
   for name, tensor in expected.items():
@@ -98,7 +64,9 @@ def test_edms_pickle_to_orbax_and_back_bit_for_bit(
   network = torch_song.Song(**settings)
   expected = Precond(network).state_dict()
   path = str(tmp_path / 'edm.pkl')
-  write_edm_pickle(path, network, monkeypatch)
+  persistent_pickle.write(path, dict(
+      ema=Precond(network), loss_fn=None, augment_pipe=None,
+      dataset_kwargs=persistent_pickle.EasyDict(resolution=8)), monkeypatch)
   without_torch()
   convert.convert(path, str(tmp_path / 'folder'))
   convert.convert(str(tmp_path / 'folder'), str(tmp_path / 'a.safetensors'))

@@ -1,0 +1,130 @@
+"""FID of students against reference statistics: python -m msd_jax.measure -h.
+
+`measure fid` makes images of the students and prints a JSON object; `measure
+reference` writes the .npz of a data set, for those that have none published.
+"""
+
+import argparse
+import json
+import os
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import orbax.checkpoint as ocp
+
+from core_jax import checkpoint
+from core_jax import data as core_data
+from msd_jax import data
+from msd_jax import fid
+from msd_jax import networks
+from msd_jax import routing
+
+_BATCH = 1024  # Real images read at once.
+
+
+def read_students(path: str) -> dict[str, Any]:
+  """What `msd_jax.generate` takes, of a run or of `msd_jax.convert`.
+
+  Raises:
+    ValueError: the folder has no students.
+  """
+  if os.path.isdir(os.path.join(path, 'checkpoints')):
+    params, _ = checkpoint.load(path)
+  else:
+    with ocp.StandardCheckpointer() as reader:
+      params = reader.restore(os.path.abspath(path))
+  if 'router' not in params:
+    raise ValueError(
+        f'{path}: no students in it; a published generator needs '
+        '`python -m msd_jax.convert --one_step`')
+  return params
+
+
+def read_images(name: str) -> core_data.Source:
+  """The training images of 'DATASET:PATH', such as 'edm_zip:train.zip'."""
+  dataset, _, path = name.partition(':')
+  return data.load(ml_collections.ConfigDict(
+      {'dataset': dataset, 'data_path': path})).train
+
+
+def image_batches(images: core_data.Source, rows: np.ndarray):
+  """uint8 [n, H, W, C], in the order of rows."""
+  for start in range(0, len(rows), _BATCH):
+    yield core_data.take(images, rows[start:start + _BATCH])['image']
+
+
+def _extractor(args):
+  mesh = jax.make_mesh((jax.device_count(),), ('data',), axis_types=(
+      jax.sharding.AxisType.Auto,))
+  return fid.inception_extractor(args.inception, mesh, args.per_device)
+
+
+def measure_fid(args: argparse.Namespace) -> str:
+  """The command's first half: see `fid.measure`."""
+  params = read_students(args.students)
+  module = networks.from_description(params['network'])
+  reference = fid.read_reference(
+      args.reference, routing.example_shape(module)[0])
+  extract = _extractor(args)
+  real = None
+  if args.real:
+    images = read_images(args.real)
+    rows = np.random.default_rng(0).permutation(len(images))[:args.num]
+    real = np.concatenate(
+        [extract(batch) for batch in image_batches(images, rows)])
+  return json.dumps(fid.measure(
+      lambda labels, key: routing.generate(params, labels, key), extract,
+      reference, protocol=args.protocol, num=args.num,
+      num_classes=len(params['router']), seeds=range(args.num_seeds),
+      real_features=real), indent=1)
+
+
+def write_reference(args: argparse.Namespace) -> str:
+  """The command's second half: see `fid.write_reference`."""
+  images = read_images(args.images)
+  rows = np.arange(len(images))
+  fid.write_reference(
+      args.target, image_batches(images, rows), _extractor(args))
+  return f'statistics of {len(rows)} images in {args.target}'
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+      prog='python -m msd_jax.measure', description=__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter)
+  commands = parser.add_subparsers(required=True)
+  one = commands.add_parser('fid')
+  one.set_defaults(run=measure_fid)
+  one.add_argument('students', metavar='STUDENTS',
+                   help='a run, or a folder of msd_jax.convert --one_step')
+  one.add_argument('--reference', required=True, metavar='FILE',
+                   help='.npz of mu and sigma')
+  one.add_argument('--protocol', choices=sorted(fid.PROTOCOLS), default='edm')
+  one.add_argument('--num', type=int, default=50_000,
+                   help='images of a seed (50000)')
+  one.add_argument('--num_seeds', type=int, default=3, help='(3)')
+  one.add_argument('--real', metavar='DATASET:PATH',
+                   help='real images, for precision and recall')
+  two = commands.add_parser('reference')
+  two.set_defaults(run=write_reference)
+  two.add_argument('images', metavar='DATASET:PATH',
+                   help='such as edm_zip:train.zip; its training images')
+  two.add_argument('target', metavar='FILE', help='the .npz to write')
+  for command in (one, two):
+    command.add_argument(
+        '--inception', required=True, metavar='FILE',
+        help='inception-2015-12-05.pt or .pkl, or pt_inception-*.pth')
+    command.add_argument(
+        '--per_device', type=int, default=fid.PER_DEVICE,
+        help=f'images of a call ({fid.PER_DEVICE})')
+  args = parser.parse_args()
+  try:
+    print(args.run(args))
+  except (OSError, ValueError) as error:
+    raise SystemExit(f'{parser.prog}: {error}') from error
+
+
+if __name__ == '__main__':
+  main()
