@@ -135,7 +135,7 @@ def main() -> None:
   args = parser.parse_args()
   try:
     print(convert(args.source, args.target, one_step=args.one_step))
-  except (torch_files.FileError, published.MismatchError) as error:
+  except (OSError, ValueError) as error:
     raise SystemExit(f'{parser.prog}: {error}') from error
 
 

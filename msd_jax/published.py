@@ -18,6 +18,7 @@ import numpy as np
 from msd_jax import songunet
 from msd_jax import torch_files
 from msd_jax import unet
+from msd_jax.formats import source
 
 Tensors = dict[str, np.ndarray]
 
@@ -62,10 +63,9 @@ def read_tensors(path: str) -> Tensors:
 
 
 def _read_safetensors(path):
-  import safetensors  # An extra, [published].
-  import safetensors.numpy
+  safetensors = source.extra('safetensors', 'published')
   try:
-    return safetensors.numpy.load_file(path)
+    return source.extra('safetensors.numpy', 'published').load_file(path)
   except (OSError, ValueError, safetensors.SafetensorError) as error:
     raise torch_files.FileError(
         f'{path}: not a readable safetensors file: {error}') from error
@@ -73,8 +73,7 @@ def _read_safetensors(path):
 
 def write_safetensors(tensors: Tensors, path: str) -> None:
   """The inverse of reading one."""
-  import safetensors.numpy
-  safetensors.numpy.save_file(
+  source.extra('safetensors.numpy', 'published').save_file(
       {name: np.ascontiguousarray(a) for name, a in tensors.items()}, path)
 
 
@@ -256,7 +255,8 @@ def _under(tensors, prefix):
 def _inner(tensors):
   """Without 'module.' of data parallel runs and 'model.' of EDM."""
   for prefix in ('module.', PREFIX):
-    tensors = _under(tensors, prefix) or tensors
+    if all(name.startswith(prefix) for name in tensors):
+      tensors = _under(tensors, prefix)
   return tensors
 
 

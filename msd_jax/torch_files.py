@@ -16,6 +16,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
 import io
+import math
 import pickle
 import re
 from typing import Any
@@ -141,12 +142,14 @@ class Tensor(_Inert):
     values = self.storage.values()
     numbers = (self.offset, *self.shape, *self.strides)
     if len(self.shape) != len(self.strides) or min(numbers) < 0:
-      raise FileError(f'a tensor has shape {self.shape}, {self.strides}')
+      raise FileError(
+          f'a tensor has the shape {self.shape}, the strides {self.strides}')
     if 0 in self.shape:
       return np.zeros(self.shape, self.storage.dtype)
     last = self.offset + sum(
         (n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
-    if last >= len(values):
+    # Strides of 0 would make a few bytes fill the memory.
+    if max(last, math.prod(self.shape) - 1) >= len(values):
       raise FileError(
           f'a tensor {self.shape} reaches beyond its {len(values)} values')
     strides = [s * values.itemsize for s in self.strides]

@@ -238,6 +238,17 @@ def test_a_filter_of_other_taps_is_another_network():
     published.to_params(tensors, module)
 
 
+def test_a_view_beyond_its_storage_is_refused():
+  storage = torch_files._Storage(np.float32, 4, lambda: bytes(16))
+  view = lambda shape, strides, offset=0: torch_files.Tensor(
+      storage, offset, shape, strides).array()
+  np.testing.assert_array_equal(view((2, 2), (1, 2)), np.zeros((2, 2)))
+  for args in (((2, 3), (2, 1)), ((4,), (1,), 1), ((10**9,), (0,)),
+               ((2,), (-1,), 3), ((2, 2), (1,))):
+    with pytest.raises(torch_files.FileError, match='beyond|strides'):
+      view(*args)
+
+
 def test_damaged_and_foreign_files_are_one_clear_error(tmp_path):
   path = tmp_path / 'model.bin'
   torch.save({'a': torch.zeros(1000)}, path,

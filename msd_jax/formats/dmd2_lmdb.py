@@ -26,7 +26,7 @@ class LmdbSource:
     Raises:
       DataError: it is absent, cut short or holds something else.
     """
-    import lmdb  # An extra, [formats].
+    lmdb = source.extra('lmdb', 'formats')
     self._path = path
     file = os.path.join(path, 'data.mdb') if os.path.isdir(path) else path
     if not os.path.isfile(file):

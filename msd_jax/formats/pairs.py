@@ -51,9 +51,9 @@ def write_shard(
     arrays: 'noise', 'image', 'label' as above.
     made_by: metadata; TEACHER is its fingerprint, the rest for people.
   """
-  import safetensors.numpy  # An extra, [formats].
+  safetensors = source.extra('safetensors.numpy', 'formats')
   partial = f'{path}.partial'
-  safetensors.numpy.save_file(
+  safetensors.save_file(
       {name: np.ascontiguousarray(arrays[name], dtype)
        for name, dtype in _FIELDS.items()}, partial, dict(made_by))
   os.replace(partial, path)
@@ -130,7 +130,7 @@ def _paths(folder: str) -> Iterable[str]:
 
 
 def _open(path):
-  import safetensors
+  safetensors = source.extra('safetensors', 'formats')
   try:
     shard = safetensors.safe_open(path, framework='numpy')
     missing = set(_FIELDS) - set(shard.keys())

@@ -33,14 +33,15 @@ class RecordSource:
     Raises:
       DataError: there is none, or it is damaged.
     """
-    from array_record.python import array_record_data_source  # An extra.
+    reader = source.extra(
+        'array_record.python.array_record_data_source', 'formats')
     files = sorted(glob.glob(os.path.join(path, f'*{SUFFIX}*'))) if (
         os.path.isdir(path)) else [path] * os.path.isfile(path)
     if not files:
       raise source.DataError(f'{path}: no array_record files')
     self._path = path
     try:
-      self._records = array_record_data_source.ArrayRecordDataSource(files)
+      self._records = reader.ArrayRecordDataSource(files)
       size = len(self._records)
       heads = [self._records[i][:_LABEL_BYTES] for i in range(size)]
     except (OSError, RuntimeError, ValueError, IndexError) as error:
@@ -76,7 +77,8 @@ def write(
   Returns:
     The number of images and of classes.
   """
-  from array_record.python import array_record_module
+  array_record = source.extra(
+      'array_record.python.array_record_module', 'formats')
   os.makedirs(folder)
   classes, num, writer = set(), 0, None
   for num, (image, label) in enumerate(examples, start=1):
@@ -84,7 +86,7 @@ def write(
       if writer is not None:
         writer.close()
       # One record in a group: each is read alone.
-      writer = array_record_module.ArrayRecordWriter(
+      writer = array_record.ArrayRecordWriter(
           os.path.join(folder, f'{(num - 1) // shard:05d}{SUFFIX}'),
           'group_size:1')
     head = int(label).to_bytes(_LABEL_BYTES, 'little', signed=True)

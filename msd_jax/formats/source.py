@@ -5,6 +5,7 @@ A labelled source is random access to examples {'image': uint8 [H, W, C],
 """
 
 from collections.abc import Sequence
+import importlib
 import io
 from typing import Any
 import zlib
@@ -30,6 +31,19 @@ def check_labels(
         f'{where}: label {labels[bad[0]]} at index {bad[0]} is out of range; '
         f'{num_classes} classes have labels 0..{num_classes - 1}')
   return labels.astype(np.int32)
+
+
+def extra(module: str, name: str) -> Any:
+  """Imports what not every installation has.
+
+  Raises:
+    DataError: it is not installed, with the extra that brings it.
+  """
+  try:
+    return importlib.import_module(module)
+  except ImportError as error:
+    raise DataError(
+        f'{error}: install the extra [{name}] of this package') from error
 
 
 def labels_of(source: Any) -> np.ndarray:

@@ -29,17 +29,20 @@ class TfdsSource:
     Raises:
       DataError: it is not prepared, or has no images with labels.
     """
+    self._name = f'TFDS {name} ({split})'
     tfds, builder = _builder(name)
     split = _existing(builder, split)
     skip = {'image': tfds.decode.SkipDecoding()}
     self._images = _data_source(builder, name, split, None)
-    missing = {'image', 'label'} - set(builder.info.features or ())
-    if missing:
-      raise source.DataError(f'TFDS {name!r} ({split}) has no '
-                             f'{sorted(missing)}')
+    features = builder.info.features
+    found = {'image', 'label'} <= set(features or ())
+    label = features['label'] if found else None
+    if not hasattr(label, 'num_classes'):
+      raise source.DataError(
+          f'TFDS {name!r} ({split}) needs image and label, a class')
     bare = _data_source(builder, name, split, skip)
     labels = [bare[i]['label'] for i in range(len(bare))]
-    self.num_classes = builder.info.features['label'].num_classes
+    self.num_classes = label.num_classes
     self.labels = source.check_labels(
         np.asarray(labels), self.num_classes, f'TFDS {name!r} ({split})')
     self.shape = self._images[0]['image'].shape
@@ -53,8 +56,9 @@ class TfdsSource:
     return len(self._images)
 
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    return {'image': self._images[int(index)]['image'],
-            'label': self.labels[index]}
+    image = self._images[int(index)]['image']
+    source.check_shape(image, self.shape, f'{self._name}: example {index}')
+    return {'image': image, 'label': self.labels[index]}
 
 
 def read(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
