@@ -7,6 +7,7 @@ import pickle
 import sys
 import zipfile
 
+from absl import logging
 import jax
 import ml_collections
 import numpy as np
@@ -215,10 +216,10 @@ def test_images_are_cropped_and_resized_into_both_formats(tmp_path):
 # TFDS.
 
 
-def test_tfds_is_a_source_whose_labels_need_no_images(tmp_path):
+def test_tfds_is_a_source_whose_labels_need_no_images(tmp_path, monkeypatch):
   tfds = pytest.importorskip('tensorflow_datasets')
 
-  class Small(tfds.core.GeneratorBasedBuilder):
+  class ImagenetResized(tfds.core.GeneratorBasedBuilder):
     """Images with a validation split, as ImageNet has."""
     VERSION = tfds.core.Version('1.0.0')
 
@@ -237,9 +238,13 @@ def test_tfds_is_a_source_whose_labels_need_no_images(tmp_path):
         yield i, {'image': edm_zip.encode_png(np.full(
             (SIZE, SIZE, 3), 10 * LABELS[i], np.uint8)), 'label': LABELS[i]}
 
-  builder = Small(data_dir=str(tmp_path), file_format='array_record')
+  builder = ImagenetResized(data_dir=str(tmp_path), file_format='array_record')
   builder.download_and_prepare()
+  words = []
+  monkeypatch.setattr(
+      logging, 'warning', lambda text, *args: words.append(text))
   found = load('tfds', builder.data_dir)
+  assert 'not comparable with published ones' in words[0]
   assert (len(found.train), len(found.test)) == (NUM, 3)
   assert found.num_classes == 7  # As declared: the labels end at 4.
   batch = core_data.take(found.train, [0, 7])
