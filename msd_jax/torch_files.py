@@ -21,7 +21,6 @@ import pickle
 import re
 from typing import Any
 import zipfile
-import zlib
 
 import ml_dtypes
 import numpy as np
@@ -83,9 +82,11 @@ def state_dict(value: Any) -> dict[str, np.ndarray]:
   found = {}
   try:
     _collect(value, '', found)
+  except FileError:
+    raise
   except RecursionError:
     raise FileError('its modules hold one another') from None
-  except (OSError, zipfile.BadZipFile, zlib.error) as error:
+  except Exception as error:  # Storages are read here; zipfile raises much.
     raise FileError(f'a storage is damaged: {error}') from error
   return found
 

@@ -249,6 +249,27 @@ def test_a_view_beyond_its_storage_is_refused():
       view(*args)
 
 
+def test_changed_bytes_end_in_a_value_or_in_the_one_error(tmp_path):
+  generator = np.random.default_rng(0)
+  whole = []
+  for zipped in (True, False):
+    buffer = io.BytesIO()
+    torch.save({'a': torch.arange(6.), 'b': torch.ones(3).half()}, buffer,
+               _use_new_zipfile_serialization=zipped)
+    whole.append(np.frombuffer(buffer.getvalue(), np.uint8))
+  path, refused = tmp_path / 'a.pt', 0
+  for i in range(600):
+    changed = whole[i % 2].copy()
+    rows = generator.integers(len(changed), size=1 + i % 3)
+    changed[rows] = generator.integers(256, size=len(rows))
+    path.write_bytes(changed.tobytes())
+    try:
+      torch_files.state_dict(torch_files.read(str(path)))
+    except torch_files.FileError:
+      refused += 1
+  assert 200 < refused < 600
+
+
 def test_damaged_and_foreign_files_are_one_clear_error(tmp_path):
   path = tmp_path / 'model.bin'
   torch.save({'a': torch.zeros(1000)}, path,
