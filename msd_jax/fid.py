@@ -19,7 +19,6 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 from scipy import linalg
-from sklearn.metrics import pairwise
 
 from msd_jax import inception
 
@@ -175,22 +174,26 @@ def precision_recall(
   return share(made, real), share(real, made)
 
 
+def _distances(points, others):
+  """Blocks of rows of the distances [N, M], in order."""
+  # Imported late: two seconds that the FID alone need not wait.
+  from sklearn.metrics import pairwise
+  for i in range(0, len(points), _ROWS):
+    yield pairwise.euclidean_distances(points[i:i + _ROWS], others)
+
+
 def _radii(points, neighbours):
   if len(points) <= neighbours:
     raise ValueError(f'{neighbours} neighbours among {len(points)} points')
   # A point is its own first neighbour.
   return np.concatenate([
-      np.partition(
-          pairwise.euclidean_distances(points[i:i + _ROWS], points),
-          neighbours, axis=1)[:, neighbours]
-      for i in range(0, len(points), _ROWS)])
+      np.partition(block, neighbours, axis=1)[:, neighbours]
+      for block in _distances(points, points)])
 
 
 def _covered(points, among, radii):
-  blocks = (pairwise.euclidean_distances(points[i:i + _ROWS], among)
-            for i in range(0, len(points), _ROWS))
   return np.concatenate(
-      [(block <= radii[None]).any(1) for block in blocks])
+      [(block <= radii[None]).any(1) for block in _distances(points, among)])
 
 
 # Reference statistics.

@@ -12,9 +12,6 @@ from typing import Any
 from absl import logging
 import chex
 import numpy as np
-from scipy import optimize
-from scipy.spatial import distance
-from sklearn import cluster
 
 KINDS = ('consecutive', 'random', 'kmeans', 'table:FILE')
 _TABLE = 'table:'
@@ -65,6 +62,10 @@ def balanced_kmeans(
 
 def _lloyd(embeddings, places, seed):
   """One start: the part of each row, and the sum of squared distances."""
+  # Imported late: two seconds that other partitions need not wait.
+  from scipy import optimize
+  from scipy.spatial import distance
+  from sklearn import cluster
   num_parts = places.max() + 1
   centres, _ = cluster.kmeans_plusplus(
       embeddings, num_parts, random_state=seed % 2**32)
