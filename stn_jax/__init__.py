@@ -1,0 +1,1 @@
+"""Self-tuning networks: hyperparameters tuned while a model trains."""
