@@ -302,6 +302,24 @@ def num_features(layer: Layer) -> int:
   return math.prod(_feature_shape(layer.module))
 
 
+def materialise(params: Any, response: Response, h: jax.Array) -> Any:
+  """The weights W(h), b(h) of one h [n], as parameters of the plain model."""
+
+  def answer(path, leaf):
+    names = [str(entry.key) for entry in path]
+    own = response.get('/'.join(names[:-1]))
+    if own is None:
+      return leaf
+    weight_gate, bias_gate = gates(own, Perturbation(h[None]))
+    gate, added = (
+        (bias_gate, own['bias']) if names[-1] == 'bias'
+        else (weight_gate, own['kernel']))
+    rows = added.reshape(-1, gate.shape[-1])
+    return leaf + (gate * rows).reshape(leaf.shape)
+
+  return jax.tree.map_with_path(answer, params)
+
+
 def squared_norm(
     params: Any, response: Response, perturbation: Perturbation | None,
     batch_size: int,

@@ -100,9 +100,9 @@ class State:
 
 
 def plain_update(
-    problem: problem_lib.Problem, tx: optax.GradientTransformation, params: Any,
-    opt_state: Any, variables: Any, batch: problem_lib.Batch, lam: jax.Array,
-    key: jax.Array,
+    problem: problem_lib.Problem, tx: optax.GradientTransformation,
+    params: Any, opt_state: Any, variables: Any, batch: problem_lib.Batch,
+    hypers: problem_lib.Hypers, key: jax.Array,
 ) -> tuple[Any, Any, Any, jax.Array]:
   """w <- w - lr df(lam, w)/dw, without any response.
 
@@ -111,7 +111,6 @@ def plain_update(
   Returns:
     (params, opt_state, variables, loss).
   """
-  hypers = problem_lib.constant(problem, lam, problem_lib.num_examples(batch))
 
   def loss_fn(params):
     outputs, after = problem_lib.run_model(
@@ -193,7 +192,9 @@ def _delta_stn_update(problem, optimizers, state, batch, key):
   plain_key, response_key, eps_key = jax.random.split(key, 3)
   params, opt_params, variables, loss = plain_update(
       problem, optimizers.params, state.params, state.opt_params,
-      state.variables, batch, state.lam, plain_key)
+      state.variables, batch,
+      problem_lib.constant(problem, state.lam, problem_lib.num_examples(batch)),
+      plain_key)
   eps = space_lib.perturbation(
       eps_key, problem.space, state.rho, problem_lib.num_examples(batch))
   response_loss, grads = jax.value_and_grad(
