@@ -15,8 +15,8 @@ def get_config(variant=''):
   config.seed = 0
   config.dataset = 'digits'
   config.data_path = ''
-  config.train_examples = 0  # 0: all that are not held out
-  config.valid_examples = 400
+  config.train_examples = 300  # 0: all that are not held out
+  config.valid_examples = 600
   config.normalise = (0.3, 0.38)  # mean and deviation of the pixels
   config.flip = False
 

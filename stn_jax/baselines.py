@@ -161,12 +161,7 @@ class TPE:
   """Optuna's tree-structured Parzen estimator in the same space."""
 
   def __init__(self, space: space_lib.Space, seed: int):
-    try:
-      import optuna
-    except ImportError as e:
-      raise ValueError(
-          "baselines has 'tpe', which needs Optuna: pip install "
-          "'distil-jax[stn]'") from e
+    import optuna  # the extra [stn]
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     self._space = space
     self._study = optuna.create_study(

@@ -188,11 +188,15 @@ def _load_cifar10(config):
        for name, s in cut.items()}, 10, config.seed)
 
 
-def regression(seed: int = 0) -> Dataset:
+def regression(repeats: int = 1, seed: int = 0) -> Dataset:
   """The linear regression whose optima are known: 30 rows, 20 features.
 
   Validation and test are the same 500 rows: what is asked is whether the
   optimum on them is found.
+
+  Args:
+    repeats: how often a training row occurs in an epoch.
+    seed: of the order of batches.
   """
   rng = np.random.default_rng(0)
   w = rng.standard_normal(20)
@@ -202,6 +206,8 @@ def regression(seed: int = 0) -> Dataset:
        for name in x}
   parts = {name: {'x': x[name].astype(np.float32),
                   'y': y[name].astype(np.float32)} for name in x}
+  parts['train'] = {name: np.tile(a, (repeats, *(1,) * (a.ndim - 1)))
+                    for name, a in parts['train'].items()}
   parts['test'] = parts['valid']
   return _examples(parts, 0, seed)
 
@@ -276,5 +282,5 @@ _LOADERS = {
     'digits': _load_digits,
     'fashion': _load_fashion,
     'ptb': _load_ptb,
-    'ridge': lambda config: regression(config.seed),
+    'ridge': lambda config: regression(config.repeats, config.seed),
 }

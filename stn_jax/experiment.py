@@ -58,13 +58,18 @@ def setup(config: Config) -> Setup:
   Raises:
     DataError, SpaceError: the first thing that does not fit, by name.
   """
-  space = make_space(config.space)
+  space_lib.check(make_space(config.space))
   dataset = data.load(config)
+  return Setup(
+      config, dataset, make_problem(config, dataset.num_classes),
+      _MEASURES[_kind(config)])
+
+
+def make_problem(config: Config, num_classes: int) -> problem_lib.Problem:
+  """The problem of a config whose data have so many classes, or words."""
   make = {'language': _language, 'regression': _regression}.get(
       _kind(config), _images)
-  problem = make(config, dataset, space)
-  space_lib.check(space)
-  return Setup(config, dataset, problem, _MEASURES[_kind(config)])
+  return make(config, num_classes, make_space(config.space))
 
 
 def _kind(config):
@@ -117,7 +122,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
-def _images(config, dataset, space):
+def _images(config, num_classes, space):
   """Images with augmentation by the names in the space."""
   mean, std = (np.asarray(x, np.float32) for x in config.normalise)
   max_holes = int(space['cutout_holes'].high) - 1 if (
@@ -158,12 +163,12 @@ def _images(config, dataset, space):
 
   names = set(space) - _IMAGE_NAMES - {'weight_decay'}
   return problem_lib.Problem(
-      _build(config.model, dataset.num_classes), space, forward, loss,
+      _build(config.model, num_classes), space, forward, loss,
       dropout={name: name for name in sorted(names)},
       weight_decay='weight_decay' if 'weight_decay' in space else '')
 
 
-def _language(config, dataset, space):
+def _language(config, num_classes, space):
   """A language model with the seven regularisers of STN's experiment."""
 
   def forward(apply, batch, hypers, key):
@@ -197,28 +202,40 @@ def _language(config, dataset, space):
   names = set(space) - {*_LANGUAGE_NAMES, 'weight_decay'}
   return problem_lib.Problem(
       models.LSTMLanguageModel(
-          dataset.num_classes, config.model.width, config.model.num_layers),
+          num_classes, config.model.width, config.model.num_layers),
       space, forward, loss, dropout={name: name for name in sorted(names)},
       weight_decay='weight_decay' if 'weight_decay' in space else '',
       without_response=('decoder',), handlers=models.LANGUAGE_HANDLERS)
 
 
-def _regression(config, dataset, space):
-  """Linear regression with weight decay or input dropout: optima are known."""
-  del config, dataset
+def _regression(config, num_classes, space):
+  """Linear regression whose optima are known, by one layer or by two.
+
+  Weight decay; input dropout, which equals a ridge; or, for two layers, the
+  norm of dy/dx, which equals a ridge on their product (STN, section 3.1).
+  """
+  del num_classes
+  model = models.Linear(tuple(config.model.get('widths', ())))
 
   def forward(apply, batch, hypers, key):
     x = batch['x']
-    if hypers is not None and 'input_dropout' in space:
+    if hypers is None:
+      return {'y': apply(x)}
+    if 'input_dropout' in space:
       x = regularize.dropout(key, x, hypers['input_dropout'])
-    return apply(x)
+    outputs = {'y': apply(x)}
+    if 'jacobian' in space:
+      outputs['jacobian'] = regularize.jacobian_norm(apply, x, key)
+    return outputs
 
   def loss(outputs, batch, hypers):
-    del hypers
-    return 0.5 * jnp.square(outputs[:, 0] - batch['y'])
+    losses = 0.5 * jnp.square(outputs['y'][:, 0] - batch['y'])
+    if hypers is not None and 'jacobian' in space:
+      losses += 0.5 * hypers['jacobian'] * outputs['jacobian']
+    return losses
 
   return problem_lib.Problem(
-      nn.Dense(1, use_bias=False), space, forward, loss,
+      model, space, forward, loss,
       weight_decay='weight_decay' if 'weight_decay' in space else '')
 
 
@@ -321,6 +338,6 @@ def answered_params(
   Of Delta-STN they are the weights themselves; of STN, the weights that
   answer lam.
   """
-  if method == 'delta_stn':
+  if method != 'stn':
     return params
   return response_lib.materialise(params, response, lam)

@@ -11,6 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
+
+from stn_jax import problem as problem_lib
+from stn_jax import space as space_lib
+from stn_jax import tuner
 
 Loss = Callable[[Any, jax.Array], jax.Array]
 
@@ -63,3 +68,72 @@ def hypergradient(
       jax.grad(valid_loss)(w))
   _, pullback = jax.vjp(lambda lam: jax.grad(train_loss)(w, lam), lam)
   return -pullback(adjoint)[0]
+
+
+def make_round(
+    problem: problem_lib.Problem, settings: tuner.Settings,
+    optimizers: tuner.Optimizers, num_steps: int,
+):
+  """As `tuner.make_round`, with exact hypergradients by conjugate gradients.
+
+  f is taken as it is without masks and augmentation, on the last training
+  batch: only what enters it smoothly, such as weight decay, is tuned.
+
+  Args:
+    problem: what is tuned.
+    settings: its warm-up.
+    optimizers: of weights and hyperparameters.
+    num_steps: of conjugate gradients.
+  """
+
+  def objective(variables, batch, key):
+    """f(w, lam) and F(w) of a batch."""
+    def outputs(w):
+      return problem_lib.run_model(
+          problem, w, {}, variables, batch, None, None, key)[0]
+
+    def train_loss(w, lam):
+      size = problem_lib.num_examples(batch)
+      hypers = space_lib.values(
+          problem.space, jnp.broadcast_to(lam, (size, lam.shape[0])))
+      return problem_lib.training_loss(
+          problem, outputs(w), w, {}, batch, hypers, None)
+
+    def valid_loss(w):
+      return jnp.mean(problem.loss(outputs(w), batch, None))
+
+    return train_loss, valid_loss
+
+  def step(state, batch, frozen):
+    del frozen
+    key = jax.random.fold_in(state.key, state.step)
+    state = state.replace(
+        history=state.history.at[state.step].set(state.lam))
+    batches = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), batch['train'])
+    losses = []
+    for i in range(problem_lib.num_examples(batches)):
+      last = jax.tree.map(lambda x, i=i: x[i], batches)
+      hypers = problem_lib.constant(
+          problem, state.lam, problem_lib.num_examples(last))
+      params, opt_params, variables, loss = tuner.plain_update(
+          problem, optimizers.params, state.params, state.opt_params,
+          state.variables, last, hypers, jax.random.fold_in(key, i))
+      state = state.replace(
+          params=params, opt_params=opt_params, variables=variables)
+      losses.append(loss)
+    train_loss, _ = objective(state.variables, last, key)
+    _, valid_loss = objective(state.variables, batch['valid'], key)
+    lam_grad = hypergradient(
+        train_loss, valid_loss, state.params, state.lam,
+        lambda product, b: conjugate_gradient(product, b, num_steps))
+    lam_grad = lam_grad * space_lib.tuned(problem.space)
+    state = tuner.move(
+        problem, settings, optimizers, state,
+        {'lam': lam_grad, 'rho': jnp.zeros_like(state.rho)})
+    return state.replace(step=state.step + 1), {
+        'train_loss': jnp.mean(jnp.stack(losses)),
+        'valid_loss': valid_loss(state.params),
+        'hypergradient_norm': optax.tree.norm(lam_grad),
+        **tuner.describe(problem, state)}
+
+  return step

@@ -67,6 +67,19 @@ def _drop(x, train, name, channels=False):
           x, deterministic=not train)
 
 
+class Linear(nn.Module):
+  """Linear layers without biases to one number; `widths` of hidden ones."""
+
+  widths: Sequence[int] = ()
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """[B, D] -> [B, 1]."""
+    for i, width in enumerate((*self.widths, 1)):
+      x = nn.Dense(width, use_bias=False, name=f'dense{i}')(x)
+    return x
+
+
 class MLP(nn.Module):
   """ReLU layers; `dropout0` on the input, `dropout<i>` after layer i."""
 

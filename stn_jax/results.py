@@ -15,7 +15,8 @@ from stn_jax import figures as figures_lib
 from stn_jax import schedule as schedule_lib
 
 _TITLES = {
-    'delta_stn': 'Delta-STN', 'stn': 'STN', 'fixed': 'fixed at the start',
+    'delta_stn': 'Delta-STN', 'stn': 'STN',
+    'implicit': 'implicit function theorem', 'fixed': 'fixed at the start',
     'random': 'random search', 'tpe': 'TPE (Optuna)'}
 _SEARCHES = ('random', 'tpe')
 

@@ -175,16 +175,16 @@ def tuned(space: Space) -> np.ndarray:
   return np.array([h.tuned for h in space.values()], np.float32)
 
 
-def constrain(space: Space, lam: jax.Array) -> dict[str, jax.Array]:
-  """lam [..., n] -> name -> values [...] in their ranges.
+def values(space: Space, lam: jax.Array) -> dict[str, jax.Array]:
+  """lam [..., n] -> name -> values [...] in their ranges."""
+  return {name: _forward(h, lam[..., i])
+          for i, (name, h) in enumerate(space.items())}
 
-  No gradient passes: what a training loss does with the values (draw a mask,
-  cut a hole) has none, and the method needs none (STN, section 3.2).
-  """
-  lam = jax.lax.stop_gradient(lam)
-  return {
-      name: _forward(h, lam[..., i])
-      for i, (name, h) in enumerate(space.items())}
+
+def constrain(space: Space, lam: jax.Array) -> dict[str, jax.Array]:
+  """`values`, and no gradient passes: what a training loss does with them
+  (draw a mask, cut a hole) has none, and the method needs none (STN, 3.2)."""
+  return values(space, jax.lax.stop_gradient(lam))
 
 
 def _forward(h, lam):

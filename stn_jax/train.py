@@ -1,6 +1,7 @@
 """A run from its config to its report: tune, export, compare."""
 
 import functools
+import importlib.util
 import pathlib
 import time
 from typing import Any
@@ -17,6 +18,7 @@ from core_jax import metrics as metrics_lib
 from core_jax import plan
 from stn_jax import baselines
 from stn_jax import experiment
+from stn_jax import implicit
 from stn_jax import problem as problem_lib
 from stn_jax import results as results_lib
 from stn_jax import schedule as schedule_lib
@@ -43,7 +45,10 @@ def tune_stage(run: experiment.Setup, method: str) -> loop.Stage:
       init=tuner.make_init(
           problem, settings, optimizers, example, config.num_rounds,
           config.seed),
-      step=tuner.make_round(problem, settings, optimizers),
+      step=(implicit.make_round(problem, settings, optimizers,
+                                config.implicit_steps)
+            if method == 'implicit'
+            else tuner.make_round(problem, settings, optimizers)),
       params=functools.partial(_handed_on, run, method),
       batch=batch,
       state_spec=P())
@@ -62,10 +67,14 @@ def _handed_on(run, method, state):
 def check(config: experiment.Config) -> None:
   """Raises ValueError for a method or a baseline that there is not."""
   for field, known in (
-      ('methods', ('delta_stn', 'stn')), ('baselines', _BASELINES)):
+      ('methods', tuner.METHODS), ('baselines', _BASELINES)):
     unknown = sorted(set(config[field]) - set(known))
     if unknown:
       raise ValueError(f'{field} has {unknown}; there are {", ".join(known)}')
+  if 'tpe' in config.baselines and not importlib.util.find_spec('optuna'):
+    raise ValueError(
+        "baselines has 'tpe', which needs Optuna: pip install "
+        "'distil-jax[stn]'")
 
 
 def train_and_evaluate(

@@ -28,6 +28,8 @@ from stn_jax import problem as problem_lib
 from stn_jax import response as response_lib
 from stn_jax import space as space_lib
 
+METHODS = ('delta_stn', 'stn', 'implicit')
+
 # The collection that follows a stream, and so is one for each of the streams.
 CARRY = 'carry'
 
@@ -37,7 +39,8 @@ class Settings:
   """How a run goes about it.
 
   Attributes:
-    method: 'delta_stn' or 'stn'.
+    method: 'delta_stn', 'stn', or 'implicit' to compare with: weights without
+      a response, hypergradients by the implicit function theorem.
     warmup_rounds: rounds before the hyperparameters start to move.
     entropy_weight: tau, of the perturbations' entropy; 0 lets sigma fall.
     tune_scales: whether sigma is tuned; if not, the hypergradient is taken
@@ -55,9 +58,9 @@ class Settings:
   diagnose: bool = True
 
   def __post_init__(self):
-    if self.method not in ('delta_stn', 'stn'):
+    if self.method not in METHODS:
       raise ValueError(
-          f"method={self.method!r}; there are 'delta_stn' and 'stn'")
+          f'method={self.method!r}; there are {", ".join(METHODS)}')
 
 
 class Optimizers(NamedTuple):
@@ -277,6 +280,17 @@ def validation_update(
 ) -> tuple[State, dict[str, jax.Array]]:
   """One update of lam and rho after the warm-up; the weights rest."""
   (loss, carry), grads = hypergradient(problem, settings, state, batch, key)
+  state = move(problem, settings, optimizers, state, grads)
+  return state.replace(valid_carry=carry), {
+      'valid_loss': loss,
+      'hypergradient_norm': optax.tree.norm(grads['lam'])}
+
+
+def move(
+    problem: problem_lib.Problem, settings: Settings, optimizers: Optimizers,
+    state: State, grads: dict[str, jax.Array],
+) -> State:
+  """Moves (lam, rho) against their gradients, once the warm-up is over."""
   hyper = {'lam': state.lam, 'rho': state.rho}
   updates, opt_hyper = optimizers.hyper.update(grads, state.opt_hyper, hyper)
   moved = optax.apply_updates(hyper, updates)
@@ -286,9 +300,7 @@ def validation_update(
       lambda a, b: jnp.where(warm, a, b), new, old)
   return state.replace(
       lam=keep(lam, state.lam), rho=keep(rho, state.rho),
-      opt_hyper=keep(opt_hyper, state.opt_hyper), valid_carry=carry), {
-          'valid_loss': loss, 'hypergradient_norm': optax.tree.norm(
-              grads['lam'])}
+      opt_hyper=keep(opt_hyper, state.opt_hyper))
 
 
 def response_quality(
@@ -331,7 +343,7 @@ def make_init(
   """
   space_lib.check(problem.space)
   init_variables = problem_lib.make_init_variables(problem, example)
-  layers = response_lib.find_layers(
+  layers = {} if settings.method == 'implicit' else response_lib.find_layers(
       lambda: init_variables(jax.random.key(0)), problem.handlers,
       problem.without_response)
   problem_lib.check_all_read(problem, example)
@@ -406,3 +418,28 @@ def describe(
   return {f'hyper/{name}': value for name, value in values.items()} | {
       f'sigma/{name}': sigmas[i]
       for i, name in enumerate(problem.space)}
+
+
+def self_tuning(
+    problem: problem_lib.Problem, optimizers: Optimizers,
+    example: problem_lib.Batch, *, num_rounds: int, seed: int = 0,
+    settings: Settings = Settings(),
+) -> tuple[State, Callable[..., tuple[State, dict[str, jax.Array]]]]:
+  """A state and a compiled round, for a training script of one's own.
+
+  Args:
+    problem: what is tuned.
+    optimizers: of weights, response and hyperparameters.
+    example: one batch, or shapes like it.
+    num_rounds: of the run.
+    seed: of weights and draws.
+    settings: see there.
+
+  Returns:
+    (state, round): `state, metrics = round(state, batch)`, the state donated,
+    the batch as in `make_round`.
+  """
+  init = make_init(problem, settings, optimizers, example, num_rounds, seed)
+  step = make_round(problem, settings, optimizers)
+  return jax.jit(init)({}), jax.jit(
+      lambda state, batch: step(state, batch, {}), donate_argnums=0)
