@@ -225,13 +225,14 @@ def _regression(config, num_classes, space):
       x = regularize.dropout(key, x, hypers['input_dropout'])
     outputs = {'y': apply(x)}
     if 'jacobian' in space:
-      outputs['jacobian'] = regularize.jacobian_norm(apply, x, key)
+      outputs['jacobian'] = regularize.projected_jacobian(apply, x, key)
     return outputs
 
   def loss(outputs, batch, hypers):
     losses = 0.5 * jnp.square(outputs['y'][:, 0] - batch['y'])
     if hypers is not None and 'jacobian' in space:
-      losses += 0.5 * hypers['jacobian'] * outputs['jacobian']
+      losses += 0.5 * hypers['jacobian'] * regularize.squared_norm(
+          outputs['jacobian'])
     return losses
 
   return problem_lib.Problem(

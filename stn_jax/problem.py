@@ -28,6 +28,8 @@ class Problem:
     forward: (apply, batch, hypers, key) -> outputs. `apply` is the model's,
       with parameters and response filled in; hypers is name -> values [B] in
       training and None in evaluation, where nothing may be regularised.
+      Delta-STN linearises the outputs, not the loss: give what the loss is
+      convex in (logits, activations), and square or exponentiate in the loss.
     loss: (outputs, batch, hypers) -> nats [B]; hypers as above.
     dropout: path of an `nn.Dropout` in the model -> the hyperparameter that
       is its rate, one for each example.

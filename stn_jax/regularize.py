@@ -72,11 +72,13 @@ def temporal_activation_penalty(h: jax.Array, beta: jax.Array) -> jax.Array:
   return activation_penalty(h[:, 1:] - h[:, :-1], beta)
 
 
-def jacobian_norm(f, x: jax.Array, key: jax.Array) -> jax.Array:
-  """||df/dx||_F^2 of each example by one random projection, [B].
+def projected_jacobian(f, x: jax.Array, key: jax.Array) -> jax.Array:
+  """J^T v of each example's df/dx, for a random v ~ N(0, I); as x.
 
-  Unbiased: E ||J^T v||^2 = ||J||_F^2 for v ~ N(0, I); exact where f gives one
-  number and v is its sign, which a single output therefore uses.
+  The mean of its square is the Jacobian's, E ||J^T v||^2 = ||J||_F^2; where f
+  gives one number an example, v is 1 and it is exact. Delta-STN needs this
+  vector among the outputs and the square in the loss, so that what is
+  linearised is what the loss is quadratic in.
 
   Args:
     f: x [B, ...] -> [B, ...], each example by itself.
@@ -86,8 +88,12 @@ def jacobian_norm(f, x: jax.Array, key: jax.Array) -> jax.Array:
   y, pullback = jax.vjp(f, x)
   single = y.size == y.shape[0]
   v = jnp.ones_like(y) if single else jax.random.normal(key, y.shape)
-  gradient, = pullback(v)
-  return jnp.sum(jnp.square(gradient), tuple(range(1, x.ndim)))
+  return pullback(v)[0]
+
+
+def squared_norm(x: jax.Array) -> jax.Array:
+  """||x||^2 of each example: [B, ...] -> [B]."""
+  return jnp.sum(jnp.square(x), tuple(range(1, x.ndim)))
 
 
 def input_scale(key: jax.Array, x: jax.Array, s: jax.Array) -> jax.Array:

@@ -22,6 +22,7 @@ import zlib
 
 import flax.linen as nn
 import jax
+from jax.custom_derivatives import SymbolicZero
 import jax.numpy as jnp
 
 Response = Mapping[str, Mapping[str, jax.Array]]
@@ -67,10 +68,17 @@ def _zero_product(gate, value):
   return jnp.zeros(jnp.broadcast_shapes(gate.shape, value.shape), value.dtype)
 
 
-@_zero_product.defjvp
 def _zero_product_jvp(primals, tangents):
   gate, value = primals
-  return _zero_product(gate, value), tangents[0] * value
+  gate_tangent, value_tangent = tangents
+  if isinstance(gate_tangent, SymbolicZero):
+    # By something else than h, such as x for a penalty of dy/dx: zero too,
+    # but its own tangent by h is not.
+    return _zero_product(gate, value), gate * value_tangent
+  return _zero_product(gate, value), gate_tangent * value
+
+
+_zero_product.defjvp(_zero_product_jvp, symbolic_zeros=True)
 
 
 def gates(
