@@ -101,7 +101,7 @@ def report(
       sections=[report_lib.Heading('Results'), _table(found), *pictures],
       config=config, command=folder.resume_command(path))
   for name, figures in found.items():
-    print(f'{_row_title(name):<45} '
+    print(f'{row_title(name):<45} '
           f'test loss {_number(figures["test_loss"])}  '
           f'cost {figures["cost"]:.1f}')
   print(f'Schedules: {path}/schedule_*.csv\nReport: {page}', flush=True)
@@ -120,7 +120,8 @@ def _lead(run):
       'training in the same space at equal and at four times the compute.')
 
 
-def _row_title(name):
+def row_title(name: str) -> str:
+  """Name of a row of the comparison, for people."""
   for times in (1, 4):
     if name.endswith(f'_{times}x'):
       return f'{title(name.removesuffix(f"_{times}x"))}, {times} x the compute'
@@ -134,7 +135,7 @@ def _table(found):
   columns += [f'{part} {name}' for name in measures
               for part in ('valid', 'test')]
   rows = [
-      [_row_title(name), figures['cost'],
+      [row_title(name), figures['cost'],
        *(figures[f'{part}_{measure}'] for measure in measures
          for part in ('valid', 'test'))]
       for name, figures in found.items()]
