@@ -13,9 +13,10 @@ from typing import Any
 
 from benchmarks import harness
 from benchmarks import msd
+from benchmarks import stn
 
 # Each has cases(quick) -> benchmark -> size -> harness.Case.
-MODULES = (msd,)
+MODULES = (msd, stn)
 
 
 def parse() -> argparse.Namespace:

@@ -1,0 +1,68 @@
+"""Self-tuning on digits, the embedded default: scikit-learn's 8x8 digits.
+
+  python -m stn_jax.main
+
+tunes seven regularisers of a small network with Delta-STN and STN, replays
+the schedules, and searches the same space at random and with fixed values.
+`:tiny` is for tests.
+"""
+
+import ml_collections
+
+
+def get_config(variant=''):
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  config.dataset = 'digits'
+  config.data_path = ''
+  config.train_examples = 300  # 0: all that are not held out
+  config.valid_examples = 600
+  config.normalise = (0.3, 0.38)  # mean and deviation of the pixels
+  config.flip = False
+
+  config.model = ml_collections.ConfigDict(
+      dict(kind='mlp', widths=(256, 256)))
+  rate = lambda **more: dict(
+      kind='bounded', start=0.05, low=0.0, high=0.95, **more)
+  config.space = ml_collections.ConfigDict(dict(
+      dropout0=rate(), dropout1=rate(), dropout2=rate(),
+      degrees=dict(kind='bounded', start=5.0, low=0.0, high=45.0),
+      translate=dict(kind='bounded', start=0.05, low=0.0, high=0.5),
+      scale=dict(kind='bounded', start=0.05, low=0.0, high=0.5),
+      weight_decay=dict(kind='log', start=1e-4)))
+
+  config.methods = ('delta_stn', 'stn')
+  config.num_rounds = 2000
+  config.updates_per_round = 2  # of the weights, for one of the space
+  config.warmup_rounds = 100
+  config.batch_size = 128
+  config.entropy_weight = 1e-3
+  config.tune_scales = True
+  config.unroll = False  # see stn_jax.tuner.Settings
+  config.diagnose = True
+  config.optimizer = ml_collections.ConfigDict(dict(
+      lr=0.03, momentum=0.9, clip_norm=0.0, decay=0.2,
+      decay_rounds=(1200, 1600)))
+  config.hyper = ml_collections.ConfigDict(dict(optimizer='adam', lr=1e-2))
+
+  config.baselines = ('fixed', 'replay', 'final', 'random')
+  config.search_trials = 12
+  # What a tuned run costs; sets the budgets of the searches.
+  config.cost_in_plain_runs = ml_collections.ConfigDict(
+      dict(delta_stn=3.0, stn=3.0))
+
+  config.log_every_steps = 50
+  config.checkpoint_every_steps = 500
+  config.keep = 2
+
+  if variant == 'tiny':
+    config.model.widths = (16,)
+    del config.space.dropout2
+    config.num_rounds, config.warmup_rounds, config.batch_size = 4, 1, 16
+    config.train_examples = config.valid_examples = 64
+    config.optimizer.decay_rounds = (2,)
+    config.search_trials = 2
+    config.log_every_steps, config.checkpoint_every_steps = 2, 2
+  elif variant:
+    raise ValueError(f"variant {variant!r} is not known; there is ':tiny'")
+  return config

@@ -1,0 +1,108 @@
+"""Pictures of a tuning run: schedules in their bounds, losses by compute."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import math
+import os
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+import numpy as np
+
+from core_jax import curves
+from stn_jax import schedule as schedule_lib
+from stn_jax import space as space_lib
+
+
+def plot_schedules(
+    path: str | os.PathLike, space: space_lib.Space,
+    schedules: Mapping[str, schedule_lib.Schedule], updates_per_round: int,
+) -> None:
+  """A panel for each hyperparameter, a line for each method, its bounds grey.
+
+  Args:
+    path: of the PNG.
+    space: gives the bounds.
+    schedules: method -> name -> values [R].
+    updates_per_round: for the axis of time.
+  """
+  columns = min(3, len(space))
+  rows = math.ceil(len(space) / columns)
+  canvas = Figure((3.2 * columns + .2, 2.1 * rows + .5), layout='constrained')
+  axes = canvas.subplots(rows, columns, squeeze=False).ravel()
+  for ax, (name, h) in zip(axes, space.items(), strict=False):
+    for color, (method, found) in zip(
+        curves.COLORS, schedules.items(), strict=False):
+      steps = np.arange(len(found[name])) * updates_per_round
+      ax.plot(steps, found[name], color=color, linewidth=1.4,
+              label=method, drawstyle='steps-post' if h.whole else 'default')
+    for bound in (h.low, h.high):
+      if math.isfinite(bound) and h.low < h.high:
+        ax.axhline(bound, color='#aaaaaa', linewidth=0.8, linestyle=':')
+    if h.high == 0:
+      ax.set_yscale('log')
+    _style(ax, name.replace('_', ' '))
+  for ax in axes[len(space):]:
+    ax.set_axis_off()
+  for ax in axes[max(0, len(space) - columns):len(space)]:
+    ax.set_xlabel('weight update', fontsize=8, color=curves.INK)
+  axes[0].legend(fontsize=8, frameon=False, labelcolor=curves.INK)
+  canvas.savefig(path, dpi=150)
+
+
+def plot_comparison(
+    path: str | os.PathLike,
+    points: Sequence[tuple[str, float, float]],
+    searches: Mapping[str, Sequence[float]], measure: str,
+) -> None:
+  """Test loss against compute: dots for single runs, steps for searches.
+
+  Args:
+    path: of the PNG.
+    points: (name, cost in plain runs, test loss).
+    searches: name -> test loss of the best trial so far, after each.
+    measure: what the vertical axis shows.
+  """
+  canvas = Figure((6.4, 3.8), layout='constrained')
+  ax = canvas.subplots()
+  for color, (name, values) in zip(
+      curves.COLORS[4:], searches.items(), strict=False):
+    ax.plot(np.arange(1, len(values) + 1), values, color=color, linewidth=1.6,
+            drawstyle='steps-post', label=f'{name}, best so far')
+  for i, (name, cost, value) in enumerate(points):
+    ax.scatter([cost], [value], color=curves.COLORS[i % 4],
+               marker='osD^v<>P'[i % 8], s=44, zorder=3, label=name)
+  ax.set_xlabel('compute, in plain training runs', fontsize=9,
+                color=curves.INK)
+  ax.legend(fontsize=8, frameon=False, labelcolor=curves.INK,
+            loc='center left', bbox_to_anchor=(1.0, 0.5))
+  _style(ax, measure)
+  canvas.savefig(path, dpi=150)
+
+
+def plot_losses(
+    path: str | os.PathLike,
+    lines: Mapping[str, Sequence[tuple[int, float | None]]],
+    updates_per_round: int,
+) -> None:
+  """Validation loss over training: name -> (round, loss)."""
+  canvas = Figure((6.4, 3.4), layout='constrained')
+  ax = canvas.subplots()
+  for color, (name, curve) in zip(curves.COLORS, lines.items(), strict=False):
+    x, y = np.array(curve, np.float64).T
+    ax.plot(x * updates_per_round, y, color=color, linewidth=1.5, label=name)
+  ax.set_xlabel('weight update', fontsize=9, color=curves.INK)
+  ax.set_yscale('log')
+  ax.legend(fontsize=8, frameon=False, labelcolor=curves.INK)
+  _style(ax, 'validation loss, nats')
+  canvas.savefig(path, dpi=150)
+
+
+def _style(ax, title):
+  ax.set_title(title, loc='left', fontsize=9, color=curves.INK)
+  ax.tick_params(labelsize=8, length=0, which='both', labelcolor=curves.INK)
+  ax.grid(color=curves.GRID, linewidth=0.7)
+  ax.set_axisbelow(True)
+  ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+  for side in ('top', 'right', 'left', 'bottom'):
+    ax.spines[side].set_visible(False)

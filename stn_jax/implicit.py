@@ -1,0 +1,139 @@
+"""The hypergradient by the implicit function theorem, to compare with.
+
+  dF/dlam = - dF/dw [d2f/dw2]^-1 d2f/dw dlam        at a minimum of f
+
+It needs f to be smooth in lam, which masks, augmentation and integers are
+not; where it is, it is exact, and STN's must agree with it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from stn_jax import problem as problem_lib
+from stn_jax import space as space_lib
+from stn_jax import tuner
+
+Loss = Callable[[Any, jax.Array], jax.Array]
+
+
+def hessian_product(train_loss: Loss, w: Any, lam: jax.Array, v: Any) -> Any:
+  """(d2f/dw2) v, without the matrix."""
+  return jax.jvp(lambda w: jax.grad(train_loss)(w, lam), (w,), (v,))[1]
+
+
+def conjugate_gradient(
+    product: Callable[[Any], Any], b: Any, num_steps: int
+) -> Any:
+  """Solves product(x) = b by conjugate gradients."""
+  return jax.scipy.sparse.linalg.cg(product, b, maxiter=num_steps)[0]
+
+
+def neumann(
+    product: Callable[[Any], Any], b: Any, num_steps: int, step_size: float
+) -> Any:
+  """a sum_k (I - a H)^k b, which tends to H^-1 b for a below 2 / max(H).
+
+  Lorraine et al. 2019 take `num_steps` up to 20: early terms alone.
+  """
+
+  def body(carry, _):
+    term, total = carry
+    term = jax.tree.map(
+        lambda t, h: t - step_size * h, term, product(term))
+    return (term, jax.tree.map(jnp.add, total, term)), None
+
+  (_, total), _ = jax.lax.scan(body, (b, b), None, length=num_steps)
+  return jax.tree.map(lambda x: step_size * x, total)
+
+
+def hypergradient(
+    train_loss: Loss, valid_loss: Callable[[Any], jax.Array], w: Any,
+    lam: jax.Array, solve: Callable[[Callable[[Any], Any], Any], Any],
+) -> jax.Array:
+  """dF/dlam [n] through the response of the minimum.
+
+  Args:
+    train_loss: f(w, lam), twice differentiable.
+    valid_loss: F(w).
+    w: near a minimum of f.
+    lam: [n].
+    solve: (v -> Hv, b) -> about H^-1 b; see `conjugate_gradient`, `neumann`.
+  """
+  adjoint = solve(
+      lambda v: hessian_product(train_loss, w, lam, v),
+      jax.grad(valid_loss)(w))
+  _, pullback = jax.vjp(lambda lam: jax.grad(train_loss)(w, lam), lam)
+  return -pullback(adjoint)[0]
+
+
+def make_round(
+    problem: problem_lib.Problem, settings: tuner.Settings,
+    optimizers: tuner.Optimizers, num_steps: int,
+):
+  """As `tuner.make_round`, with exact hypergradients by conjugate gradients.
+
+  f is taken as it is without masks and augmentation, on the last training
+  batch: only what enters it smoothly, such as weight decay, is tuned.
+
+  Args:
+    problem: what is tuned.
+    settings: its warm-up.
+    optimizers: of weights and hyperparameters.
+    num_steps: of conjugate gradients.
+  """
+
+  def objective(variables, batch, key):
+    """f(w, lam) and F(w) of a batch."""
+    def outputs(w):
+      return problem_lib.run_model(
+          problem, w, {}, variables, batch, None, None, key)[0]
+
+    def train_loss(w, lam):
+      size = problem_lib.num_examples(batch)
+      hypers = space_lib.values(
+          problem.space, jnp.broadcast_to(lam, (size, lam.shape[0])))
+      return problem_lib.training_loss(
+          problem, outputs(w), w, {}, batch, hypers, None)
+
+    def valid_loss(w):
+      return jnp.mean(problem.loss(outputs(w), batch, None))
+
+    return train_loss, valid_loss
+
+  def step(state, batch, frozen):
+    del frozen
+    key = jax.random.fold_in(state.key, state.step)
+    state = state.replace(
+        history=state.history.at[state.step].set(state.lam))
+    batches = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), batch['train'])
+    losses = []
+    for i in range(problem_lib.num_examples(batches)):
+      last = jax.tree.map(lambda x, i=i: x[i], batches)
+      hypers = problem_lib.constant(
+          problem, state.lam, problem_lib.num_examples(last))
+      params, opt_params, variables, loss = tuner.plain_update(
+          problem, optimizers.params, state.params, state.opt_params,
+          state.variables, last, hypers, jax.random.fold_in(key, i))
+      state = state.replace(
+          params=params, opt_params=opt_params, variables=variables)
+      losses.append(loss)
+    train_loss, _ = objective(state.variables, last, key)
+    _, valid_loss = objective(state.variables, batch['valid'], key)
+    lam_grad = hypergradient(
+        train_loss, valid_loss, state.params, state.lam,
+        lambda product, b: conjugate_gradient(product, b, num_steps))
+    lam_grad = lam_grad * space_lib.tuned(problem.space)
+    state = tuner.move(
+        problem, settings, optimizers, state,
+        {'lam': lam_grad, 'rho': jnp.zeros_like(state.rho)})
+    return state.replace(step=state.step + 1), {
+        'train_loss': jnp.mean(jnp.stack(losses)),
+        'valid_loss': valid_loss(state.params),
+        'hypergradient_norm': optax.tree.norm(lam_grad),
+        **tuner.describe(problem, state)}
+
+  return step

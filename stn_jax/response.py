@@ -1,0 +1,356 @@
+"""Best responses added to the layers of an unchanged linen module.
+
+A layer W x + b answers a perturbation h [n] of the hyperparameters with
+
+  W(h) = W + (U h) * W_r,   b(h) = b + (C h) * b_r
+
+where * scales rows (output features): STN, eq. 10. For a batch of h [B, n] no
+weight is made per example: the layer is applied once more with W_r, and its
+output is scaled, (U h) * (W_r x). An interceptor does that around the layers
+of a model, so that the model's code, its parameters and where they lie stay
+as they were; the response lives in a tree of its own, path of the layer ->
+{'kernel', 'bias', 'bottleneck'}.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+import math
+from typing import Any
+from typing import NamedTuple
+import zlib
+
+import flax.linen as nn
+import jax
+from jax.custom_derivatives import SymbolicZero
+import jax.numpy as jnp
+
+Response = Mapping[str, Mapping[str, jax.Array]]
+
+# A layer's copy that applies the response kernel: not to be answered again.
+_COPY = 'response'
+# What normalises has no response, as in the papers; nor has what has no
+# weights.
+_NORMS = (nn.LayerNorm, nn.BatchNorm, nn.GroupNorm, nn.RMSNorm,
+          nn.InstanceNorm, nn.WeightNorm)
+
+
+class LayerError(ValueError):
+  """A layer that cannot answer; the message says what to do."""
+
+
+class Perturbation(NamedTuple):
+  """What the layers answer to.
+
+  Attributes:
+    h: [B, n], a row an example, aligned with the leading axis of every input.
+    centred: h is zero, and only its tangent is asked for. Products with it
+      are then zeros whose tangent is one product, where the chain rule would
+      multiply W_r by the tangent of x as well, only to scale it by zero.
+  """
+  h: jax.Array
+  centred: bool = False
+
+
+class Layer(NamedTuple):
+  """A layer of a model that answers."""
+  module: nn.Module  # unbound: its fields
+  kernel_shape: tuple[int, ...]
+  has_bias: bool
+
+
+Handler = Callable[..., Any]
+
+
+@jax.custom_jvp
+def _zero_product(gate, value):
+  """gate * value where gate is known to be zero."""
+  return jnp.zeros(jnp.broadcast_shapes(gate.shape, value.shape), value.dtype)
+
+
+def _zero_product_jvp(primals, tangents):
+  gate, value = primals
+  gate_tangent, value_tangent = tangents
+  if isinstance(gate_tangent, SymbolicZero):
+    # By something else than h, such as x for a penalty of dy/dx: zero too,
+    # but its own tangent by h is not.
+    return _zero_product(gate, value), gate * value_tangent
+  return _zero_product(gate, value), gate_tangent * value
+
+
+_zero_product.defjvp(_zero_product_jvp, symbolic_zeros=True)
+
+
+def gates(
+    own: Mapping[str, jax.Array], perturbation: Perturbation
+) -> tuple[jax.Array, jax.Array | None]:
+  """(U h [B, F], C h [B, F] or None without a bias)."""
+  scales = perturbation.h @ own['bottleneck']
+  if 'bias' not in own:
+    return scales, None
+  return tuple(jnp.split(scales, 2, axis=-1))
+
+
+def scaled(
+    gate: jax.Array, value: jax.Array, perturbation: Perturbation
+) -> jax.Array:
+  """gate [B, F] * value [B, ..., *features], F their product."""
+  num_features = gate.shape[-1]
+  features, size = [], 1
+  for dim in reversed(value.shape):
+    if size == num_features:
+      break
+    size *= dim
+    features.insert(0, dim)
+  middle = value.ndim - 1 - len(features)
+  gate = gate.reshape(gate.shape[0], *(1,) * middle, *features)
+  return (_zero_product if perturbation.centred else jnp.multiply)(gate, value)
+
+
+def affine(module, own, perturbation, next_fun, args, kwargs):
+  """Any layer that is linear in `kernel` and adds `bias` at the end."""
+  y = next_fun(*args, **kwargs)
+  _check_rows(module, y, perturbation)
+  copy = module.clone(parent=None, name=_COPY, **(
+      {'use_bias': False} if hasattr(module, 'use_bias') else {}))
+  value = copy.apply({'params': {'kernel': own['kernel']}}, *args, **kwargs)
+  weight_gate, bias_gate = gates(own, perturbation)
+  y = y + scaled(weight_gate, value, perturbation)
+  if bias_gate is None:
+    return y
+  bias = own['bias'].astype(y.dtype)
+  bias = bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
+  return y + scaled(bias_gate, bias, perturbation)
+
+
+def embedding(module, own, perturbation, next_fun, args, kwargs):
+  """A table of rows: E[token] + (U h) * E_r[token]; there is no bias."""
+  y = next_fun(*args, **kwargs)
+  _check_rows(module, y, perturbation)
+  gate, _ = gates(own, perturbation)
+  value = jnp.take(own['kernel'], args[0], axis=0).astype(y.dtype)
+  return y + scaled(gate, value, perturbation)
+
+
+HANDLERS: Mapping[type[nn.Module], Handler] = {
+    nn.Dense: affine,
+    nn.DenseGeneral: affine,
+    nn.Conv: affine,
+    nn.ConvTranspose: affine,
+    nn.Embed: embedding,
+}
+
+
+def _check_rows(module, y, perturbation):
+  if y.shape[0] != perturbation.h.shape[0]:
+    raise LayerError(
+        f'{_name(module.path)}: its output {y.shape} has {y.shape[0]} rows, '
+        f'but the batch has {perturbation.h.shape[0]} examples: a layer with '
+        'a response needs the batch as its leading axis')
+
+
+def interceptor(
+    response: Response,
+    perturbation: Perturbation | None,
+    dropout: Callable[..., jax.Array] | None = None,
+    handlers: Mapping[type[nn.Module], Handler] = HANDLERS,
+) -> Callable[..., Any]:
+  """What `nn.intercept_methods` takes to make a model answer.
+
+  Args:
+    response: see `init`.
+    perturbation: None leaves every layer as it is.
+    dropout: (module, x) -> x, takes the place of `nn.Dropout` where that
+      would drop; None leaves it alone.
+    handlers: kind of layer -> how it answers.
+  """
+
+  def intercept(next_fun, args, kwargs, context):
+    module = context.module
+    if context.method_name != '__call__' or module.name == _COPY:
+      return next_fun(*args, **kwargs)
+    if isinstance(module, nn.Dropout) and dropout is not None:
+      return dropout(next_fun, module, args, kwargs)
+    own = response.get('/'.join(module.path))
+    if own is None or perturbation is None:
+      return next_fun(*args, **kwargs)
+    return handlers[type(module)](
+        module, own, perturbation, next_fun, args, kwargs)
+
+  return intercept
+
+
+def find_layers(
+    init: Callable[[], Mapping[str, Any]],
+    handlers: Mapping[type[nn.Module], Handler] = HANDLERS,
+    without_response: Iterable[str] = (),
+) -> dict[str, Layer]:
+  """The layers of a model that answer, by path.
+
+  Args:
+    init: calls the model's `init` and returns its variables; is traced.
+    handlers: kind of layer -> how it answers.
+    without_response: paths of modules that shall stay as they are.
+
+  Raises:
+    LayerError: a module has parameters and no response.
+  """
+  found, kinds = {}, {}
+
+  def record(next_fun, args, kwargs, context):
+    module = context.module
+    y = next_fun(*args, **kwargs)
+    path = '/'.join(module.path)
+    kinds[path] = type(module)
+    if context.method_name == '__call__' and type(module) in handlers:
+      own = module.variables['params']
+      kernel = own.get('kernel', own.get('embedding'))
+      found[path] = Layer(
+          module.clone(parent=None), kernel.shape, 'bias' in own)
+    return y
+
+  def traced():
+    with nn.intercept_methods(record):
+      return init()
+
+  params = jax.eval_shape(traced)['params']
+  for path, leaf in jax.tree.leaves_with_path(params):
+    names = tuple(str(entry.key) for entry in path)
+    _check_leaf(names, leaf, found, kinds, tuple(without_response))
+  return {path: layer for path, layer in found.items()
+          if not _excluded(path, tuple(without_response))}
+
+
+def _excluded(path, without_response):
+  return any(path == name or path.startswith(f'{name}/')
+             for name in without_response)
+
+
+def _check_leaf(names, leaf, found, kinds, without_response):
+  """Raises LayerError for a parameter that nothing answers for."""
+  path = '/'.join(names[:-1])
+  kind = kinds.get(path)
+  if _excluded(path, without_response) or (
+      kind and issubclass(kind, _NORMS)):
+    return
+  if path not in found:
+    hint = (' (nn.LSTMCell has the same parameters, and answers)'
+            if 'OptimizedLSTMCell' in {
+                kinds.get('/'.join(names[:i]), nn.Module).__name__
+                for i in range(len(names))} else '')
+    raise LayerError(
+        f'{_name(names[:-1])}, a {kind.__name__ if kind else "module"}, has '
+        f'the parameter {names[-1]!r} and no response{hint}. Give it a '
+        f'handler, or leave it out with without_response=({path!r},)')
+  if names[-1] in ('kernel', 'embedding') and (
+      leaf.shape != found[path].kernel_shape):
+    raise LayerError(
+        f'{path}: its parameters {leaf.shape} are stacked over a scan of '
+        f'layers, each {found[path].kernel_shape}: one response cannot serve '
+        f'all. Unroll the scan, or leave it out with '
+        f'without_response=({path!r},)')
+
+
+def _name(path):
+  return '/'.join(path) or 'the model'
+
+
+def init(
+    key: jax.Array,
+    layers: Mapping[str, Layer],
+    num_hyperparameters: int,
+    bottleneck_std: float = 0.0,
+) -> dict[str, dict[str, jax.Array]]:
+  """Fresh responses: weights like the layers' own, bottlenecks near zero.
+
+  Args:
+    key: of the draw.
+    layers: see `find_layers`.
+    num_hyperparameters: n.
+    bottleneck_std: of U and C; 0 makes every answer zero at the start, as in
+      Delta-STN; STN has 0.01.
+  """
+  return {
+      path: _init_layer(
+          jax.random.fold_in(key, zlib.crc32(path.encode())), layer,
+          num_hyperparameters, bottleneck_std)
+      for path, layer in layers.items()}
+
+
+def _init_layer(key, layer, n, bottleneck_std):
+  kernel_key, bias_key, bottleneck_key = jax.random.split(key, 3)
+  module, shape = layer.module, layer.kernel_shape
+  features = num_features(layer)
+  if isinstance(module, nn.Embed):
+    kernel = module.embedding_init(kernel_key, shape, module.param_dtype)
+  else:
+    flat = (math.prod(shape) // features, features)
+    kernel = module.kernel_init(
+        kernel_key, shape if isinstance(module, nn.Conv) else flat,
+        module.param_dtype).reshape(shape)
+  own = {'kernel': kernel}
+  if layer.has_bias:
+    # Not the layer's own, often zero: C and b_r would both stay there.
+    bound = math.sqrt(features / math.prod(shape))  # 1 / sqrt(fan_in)
+    feature_shape = _feature_shape(module)
+    own['bias'] = jax.random.uniform(
+        bias_key, feature_shape, module.param_dtype, -bound, bound)
+  own['bottleneck'] = bottleneck_std * jax.random.normal(
+      bottleneck_key, (n, features * (1 + layer.has_bias)))
+  return own
+
+
+def _feature_shape(module):
+  features = module.features
+  return (features,) if isinstance(features, int) else tuple(features)
+
+
+def num_features(layer: Layer) -> int:
+  """F, the number of rows that a layer scales."""
+  return math.prod(_feature_shape(layer.module))
+
+
+def materialise(params: Any, response: Response, h: jax.Array) -> Any:
+  """The weights W(h), b(h) of one h [n], as parameters of the plain model."""
+
+  def answer(path, leaf):
+    names = [str(entry.key) for entry in path]
+    own = response.get('/'.join(names[:-1]))
+    if own is None:
+      return leaf
+    weight_gate, bias_gate = gates(own, Perturbation(h[None]))
+    gate, added = (
+        (bias_gate, own['bias']) if names[-1] == 'bias'
+        else (weight_gate, own['kernel']))
+    rows = added.reshape(-1, gate.shape[-1])
+    return leaf + (gate * rows).reshape(leaf.shape)
+
+  return jax.tree.map_with_path(answer, params)
+
+
+def squared_norm(
+    params: Any, response: Response, perturbation: Perturbation | None,
+    batch_size: int,
+) -> jax.Array:
+  """||W(h)||^2 of the kernels and embeddings of a model, [B].
+
+  Of layers with a response, row by row, without making a weight per example:
+  ||W||^2 + 2 sum_i s_i <W_i, W_r,i> + sum_i s_i^2 ||W_r,i||^2, s = U h.
+  Biases and norms' scales are not in it.
+  """
+  total = jnp.zeros(batch_size)
+  for path, leaf in jax.tree.leaves_with_path(params):
+    names = [str(entry.key) for entry in path]
+    if names[-1] not in ('kernel', 'embedding'):
+      continue
+    total = total + jnp.sum(jnp.square(leaf))
+    own = response.get('/'.join(names[:-1]))
+    if own is None or perturbation is None:
+      continue
+    s, _ = gates(own, perturbation)
+    rows, rows_r = (w.reshape(-1, s.shape[-1]) for w in (leaf, own['kernel']))
+    if perturbation.centred:
+      raise ValueError('a norm is quadratic in h: ask for it at h, not at 0')
+    total = total + 2 * s @ jnp.sum(rows * rows_r, axis=0)
+    total = total + jnp.square(s) @ jnp.sum(jnp.square(rows_r), axis=0)
+  return total

@@ -1,0 +1,197 @@
+"""What a run shows: a table, schedules, losses by compute, the report."""
+
+from collections.abc import Mapping
+import pathlib
+import time
+from typing import Any
+
+import jax
+
+from core_jax import folder
+from core_jax import metrics as metrics_lib
+from core_jax import report as report_lib
+from stn_jax import experiment
+from stn_jax import figures as figures_lib
+from stn_jax import schedule as schedule_lib
+
+_TITLES = {
+    'delta_stn': 'Delta-STN', 'stn': 'STN',
+    'implicit': 'implicit function theorem', 'fixed': 'fixed at the start',
+    'random': 'random search', 'tpe': 'TPE (Optuna)'}
+_SEARCHES = ('random', 'tpe')
+
+
+def title(name: str) -> str:
+  """Name of a run, for people."""
+  for prefix, words in (
+      ('replay_', 'plain training, schedule of '),
+      ('final_', 'plain training, final values of ')):
+    if name.startswith(prefix):
+      return words + _TITLES[name.removeprefix(prefix)]
+  return _TITLES.get(name, name)
+
+
+def best_so_far(
+    rows: Mapping[str, Mapping[str, Any]], search: str
+) -> list[Mapping[str, Any]]:
+  """After each trial of a search, the row with the least validation loss."""
+  best, found = None, []
+  for name, row in rows.items():
+    if name.split('/')[0] != search:
+      continue
+    loss = row['best_valid_loss']
+    if loss is not None and (
+        best is None or loss < best['best_valid_loss']):
+      best = row
+    found.append(best or row)
+  return found
+
+
+def compared(
+    run: experiment.Setup, rows: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+  """Name -> cost in plain runs, and figures, of all that is compared.
+
+  A self-tuning run counts with its last weights. A plain run with those of
+  the best of ten evaluations on the validation set, which it gets for free.
+  """
+  cost, found = run.config.cost_in_plain_runs, {}
+  for name, row in rows.items():
+    if '/' in name:
+      continue
+    if name in run.config.methods:
+      found[name] = {'cost': cost[name], **_figures(row, '')}
+    else:
+      found[name] = {'cost': 1.0, **_figures(row, 'best_')}
+      found[name] |= {f'last_{k}': v for k, v in _figures(row, '').items()}
+  for search in _SEARCHES:
+    best = best_so_far(rows, search)
+    for times in (1, 4):
+      budget = round(times * max(cost.values()))
+      if budget <= len(best):
+        found[f'{search}_{times}x'] = {
+            'cost': float(budget), **_figures(best[budget - 1], 'best_')}
+  return found
+
+
+def _figures(row, prefix):
+  return {name.removeprefix(prefix): value for name, value in row.items()
+          if name.startswith((f'{prefix}valid_', f'{prefix}test_'))}
+
+
+def report(
+    run: experiment.Setup, path: pathlib.Path,
+    rows: Mapping[str, Mapping[str, Any]],
+    schedules: Mapping[str, schedule_lib.Schedule], *, started: float,
+) -> dict[str, Any]:
+  """Draws and writes; returns what `summary.json` holds."""
+  config, found = run.config, compared(run, rows)
+  final = {method: {f'final_{name}': x[-1] for name, x in schedule.items()}
+           for method, schedule in schedules.items()}
+  summary = report_lib.write_summary(
+      path, {name: {**figures, **final.get(name, {})}
+             for name, figures in found.items()},
+      seed=config.seed, steps=config.num_rounds * len(config.methods),
+      wall_seconds=time.monotonic() - started)
+  if jax.process_index() != 0:
+    return summary
+  pictures = _pictures(run, path, rows, schedules, found)
+  page = report_lib.write_report(
+      path, title=f'Self-tuning networks: {config.dataset}', lead=_lead(run),
+      sections=[report_lib.Heading('Results'), _table(found), *pictures],
+      config=config, command=folder.resume_command(path))
+  for name, figures in found.items():
+    print(f'{row_title(name):<45} '
+          f'test loss {_number(figures["test_loss"])}  '
+          f'cost {figures["cost"]:.1f}')
+  print(f'Schedules: {path}/schedule_*.csv\nReport: {page}', flush=True)
+  return summary
+
+
+def _number(value):
+  return 'diverged' if value is None else f'{value:.4f}'
+
+
+def _lead(run):
+  names = ', '.join(run.problem.space)
+  return (
+      f'{names}: tuned while the model trains, by the gradient of the '
+      'validation loss through the weights\' response. Compared with plain '
+      'training in the same space at equal and at four times the compute.')
+
+
+def row_title(name: str) -> str:
+  """Name of a row of the comparison, for people."""
+  for times in (1, 4):
+    if name.endswith(f'_{times}x'):
+      return f'{title(name.removesuffix(f"_{times}x"))}, {times} x the compute'
+  return title(name)
+
+
+def _table(found):
+  measures = [name.removeprefix('test_') for name in next(iter(found.values()))
+              if name.startswith('test_')]
+  columns = ['', 'cost, plain runs']
+  columns += [f'{part} {name}' for name in measures
+              for part in ('valid', 'test')]
+  rows = [
+      [row_title(name), figures['cost'],
+       *(figures[f'{part}_{measure}'] for measure in measures
+         for part in ('valid', 'test'))]
+      for name, figures in found.items()]
+  return report_lib.Table(
+      columns, rows, 'Self-tuning runs count with their last weights, plain '
+      'runs with the best of ten evaluations on the validation set.')
+
+
+def _pictures(run, path, rows, schedules, found):
+  """Draws the figures; their sections of the report."""
+  config, drawn = run.config, path / 'figures'
+  sections = []
+  if schedules:
+    figures_lib.plot_schedules(
+        drawn / 'schedules.png', run.problem.space,
+        {title(m): s for m, s in schedules.items()}, config.updates_per_round)
+    sections.append(report_lib.Figure(
+        drawn / 'schedules.png',
+        'The hyperparameters while the weights trained; dotted: their '
+        'bounds.'))
+  losses = {
+      title(name): row['curve'] for name, row in rows.items()
+      if 'curve' in row and '/' not in name}
+  if losses:
+    losses |= _tuned_curves(run, path)
+    figures_lib.plot_losses(
+        drawn / 'losses.png', losses, config.updates_per_round)
+    sections.append(report_lib.Figure(
+        drawn / 'losses.png', 'Validation loss; of self-tuning runs the mean '
+        'over neighbouring batches, at perturbed hyperparameters.'))
+  searches = {
+      title(search): [row['best_test_loss'] for row in best]
+      for search in _SEARCHES if (best := best_so_far(rows, search))}
+  figures_lib.plot_comparison(
+      drawn / 'comparison.png',
+      [(title(name), figures['cost'], figures['test_loss'])
+       for name, figures in found.items()
+       if not name.endswith(('_1x', '_4x'))],
+      searches, 'test loss, nats')
+  sections.append(report_lib.Figure(
+      drawn / 'comparison.png', 'Test loss against compute; searches choose '
+      'by validation loss.'))
+  return sections
+
+
+def _tuned_curves(run, path):
+  """method -> (round, validation loss), means of a tenth of the run each."""
+  config, found = run.config, {}
+  rows = metrics_lib.read(path)
+  every = max(1, config.num_rounds // 10)
+  for i, method in enumerate(config.methods):
+    mine = [(row['step'] - i * config.num_rounds, row['valid_loss'])
+            for row in rows if row['stage'] == method]
+    bins = {}
+    for step, loss in mine:
+      bins.setdefault(-(-step // every) * every, []).append(loss)
+    found[title(method)] = [
+        (step, sum(x) / len(x)) for step, x in sorted(bins.items())]
+  return found

@@ -1,0 +1,92 @@
+"""Schedules: what the hyperparameters were, update by update, as a file.
+
+A CSV file with a row for each round: `step`, the first weight update of the
+round, and each hyperparameter in its own units. Any training script replays
+it without this package:
+
+  rows = numpy.genfromtxt('schedule.csv', delimiter=',', names=True)
+  rate = rows['dropout1'][numpy.searchsorted(rows['step'], step, 'right') - 1]
+"""
+
+from collections.abc import Mapping
+import os
+
+import jax
+import numpy as np
+
+from core_jax import folder
+from stn_jax import space as space_lib
+
+Schedule = Mapping[str, np.ndarray]
+
+
+class ScheduleError(ValueError):
+  """A file that is no schedule of this space."""
+
+
+def from_history(
+    space: space_lib.Space, history: np.ndarray
+) -> dict[str, np.ndarray]:
+  """lam of every round [R, n] -> name -> values float32 [R]."""
+  values = jax.device_get(space_lib.constrain(space, history))
+  return {name: np.asarray(x, np.float32) for name, x in values.items()}
+
+
+def constant(values: Mapping[str, float], num_rounds: int
+             ) -> dict[str, np.ndarray]:
+  """The same values for all rounds: name -> [R]."""
+  return {name: np.full(num_rounds, x, np.float32)
+          for name, x in values.items()}
+
+
+def write(
+    path: str | os.PathLike, schedule: Schedule, updates_per_round: int
+) -> None:
+  """Writes the CSV file; float32 values come back in the same bits."""
+  rows = [','.join(('step', *schedule))]
+  columns = [np.arange(_num_rounds(schedule)) * updates_per_round,
+             *schedule.values()]
+  rows += [','.join((str(step), *(f'{x:.9g}' for x in values)))
+           for step, *values in zip(*columns, strict=True)]
+  folder.write_text(path, '\n'.join(rows) + '\n')
+
+
+def read(
+    path: str | os.PathLike, space: space_lib.Space, num_rounds: int
+) -> dict[str, np.ndarray]:
+  """Reads a schedule for a run: name -> float32 [R].
+
+  A run longer than the schedule keeps its last values.
+
+  Raises:
+    ScheduleError: a hyperparameter is missing, unknown, or leaves its range.
+  """
+  try:
+    rows = np.atleast_1d(np.genfromtxt(path, delimiter=',', names=True))
+  except (OSError, ValueError) as e:
+    raise ScheduleError(f'{path} is no schedule: {e}') from e
+  names = set(rows.dtype.names or ()) - {'step'}
+  if names != set(space):
+    raise ScheduleError(
+        f'{path} has {sorted(names)}, the space {sorted(space)}')
+  index = np.minimum(np.arange(num_rounds), len(rows) - 1)
+  schedule = {name: rows[name][index].astype(np.float32) for name in space}
+  for name, values in schedule.items():
+    check_range(space, name, values, path)
+  return schedule
+
+
+def check_range(space, name, values, where) -> None:
+  """Raises ScheduleError for a value outside of its hyperparameter's range."""
+  h = space[name]
+  low, high = h.low, h.high
+  if (low, high) == (0.0, 0.0):  # log
+    high = np.inf
+  bad = ~((low <= values) & (values <= high))
+  if bad.any():
+    raise ScheduleError(
+        f'{where}: {name}={values[bad][0]:g} is not in ({low}, {high})')
+
+
+def _num_rounds(schedule):
+  return len(next(iter(schedule.values())))

@@ -1,0 +1,183 @@
+"""A run from its config to its report: tune, export, compare."""
+
+import functools
+import importlib.util
+import pathlib
+import time
+from typing import Any
+
+from clu import parameter_overview
+import jax
+from jax.sharding import PartitionSpec as P
+
+from core_jax import cli
+from core_jax import folder
+from core_jax import loop
+from core_jax import mesh as mesh_lib
+from core_jax import metrics as metrics_lib
+from core_jax import plan
+from stn_jax import baselines
+from stn_jax import experiment
+from stn_jax import implicit
+from stn_jax import problem as problem_lib
+from stn_jax import results as results_lib
+from stn_jax import schedule as schedule_lib
+from stn_jax import tuner
+
+_BASELINES = ('fixed', 'replay', 'final', 'random', 'tpe')
+
+
+def tune_stage(run: experiment.Setup, method: str) -> loop.Stage:
+  """Self-tuning by one method, `num_rounds` rounds."""
+  config, problem = run.config, run.problem
+  mesh = mesh_lib.make_mesh()
+  mesh_lib.check_batch_size(config.batch_size, mesh, 'batch_size')
+  settings = tuner.Settings(
+      method, config.warmup_rounds, config.entropy_weight,
+      config.tune_scales, config.unroll, config.diagnose)
+  optimizers = experiment.make_optimizers(config)
+  batch = experiment.round_batch(run)
+  example = jax.tree.map(lambda x: x[:, 0], batch(0)['train'])
+  return loop.Stage(
+      name=method,
+      num_steps=config.num_rounds,
+      mesh=mesh,
+      init=tuner.make_init(
+          problem, settings, optimizers, example, config.num_rounds,
+          config.seed),
+      step=(implicit.make_round(problem, settings, optimizers,
+                                config.implicit_steps)
+            if method == 'implicit'
+            else tuner.make_round(problem, settings, optimizers)),
+      params=functools.partial(_handed_on, run, method),
+      batch=batch,
+      state_spec=P())
+
+
+def _handed_on(run, method, state):
+  """What a run saves for others: plain weights, and how it got there."""
+  found = {
+      'params': experiment.answered_params(
+          run, method, state.params, state.response, state.lam),
+      'lam': state.lam, 'rho': state.rho, 'history': state.history}
+  # A checkpoint has no word for an empty tree.
+  return found | ({'variables': state.variables} if state.variables else {})
+
+
+def check(config: experiment.Config) -> None:
+  """Raises ValueError for a method or a baseline that there is not."""
+  for field, known in (
+      ('methods', tuner.METHODS), ('baselines', _BASELINES)):
+    unknown = sorted(set(config[field]) - set(known))
+    if unknown:
+      raise ValueError(f'{field} has {unknown}; there are {", ".join(known)}')
+  if 'tpe' in config.baselines and not importlib.util.find_spec('optuna'):
+    raise ValueError(
+        "baselines has 'tpe', which needs Optuna: pip install "
+        "'distil-jax[stn]'")
+
+
+def train_and_evaluate(
+    config: experiment.Config, workdir: str
+) -> dict[str, Any]:
+  """Tunes, exports the schedules, trains the baselines, writes the report.
+
+  Args:
+    config: see configs/stn_digits.py.
+    workdir: the run's folder.
+
+  Returns:
+    What `summary.json` holds.
+  """
+  started = time.monotonic()
+  check(config)
+  run = experiment.setup(config)
+  path = folder.claim(workdir, config)
+  stages = [tune_stage(run, method) for method in config.methods]
+  print(announcement(run, path), flush=True)
+  tuned = loop.fit(stages, config, str(path))
+  schedules = {}
+  for method, found in tuned.items():
+    schedules[method] = schedule_lib.from_history(
+        run.problem.space, found['history'])
+    schedule_lib.write(
+        path / f'schedule_{method}.csv', schedules[method],
+        config.updates_per_round)
+  journal = baselines.Journal(path)
+  rows = _tuned_rows(run, tuned, journal)
+  rows |= _trial_rows(run, schedules, journal)
+  return results_lib.report(run, path, rows, schedules, started=started)
+
+
+def _tuned_rows(run, tuned, journal):
+  """method -> its figures at the end."""
+  evaluate = experiment.make_evaluate(run)
+
+  def measure(found):
+    figures = {}
+    for part in ('valid', 'test'):
+      means = evaluate(found['params'], found.get('variables', {}), part)
+      figures |= {f'{part}_{name}': metrics_lib.or_null(x)
+                  for name, x in means.items()}
+    return figures
+
+  return {method: journal.get(method, lambda found=found: measure(found))
+          for method, found in tuned.items()}
+
+
+def _trial_rows(run, schedules, journal):
+  """Trial -> its figures; prints a line for each."""
+  config = run.config
+  total = (('fixed' in config.baselines)
+           + len(schedules) * sum(
+               b in config.baselines for b in ('replay', 'final'))
+           + config.search_trials * sum(
+               b in config.baselines for b in ('random', 'tpe')))
+  rows, started = {}, time.monotonic()
+  for name, row in baselines.trials(run, schedules, journal):
+    rows[name] = row
+    seconds = time.monotonic() - started
+    left = seconds / len(rows) * (total - len(rows))
+    print(f'trial {len(rows)}/{total} {name}: valid {_show(row, "valid")}, '
+          f'test {_show(row, "test")}, {row["seconds"]:.0f} s, '
+          f'ETA {left / 60:.0f} min', flush=True)
+  return rows
+
+
+def _show(row, part):
+  value = row[f'best_{part}_loss']
+  return 'diverged' if value is None else f'{value:.4f}'
+
+
+def announcement(run: experiment.Setup, path: pathlib.Path) -> str:
+  """What a run will do, for people, before it does it."""
+  config = run.config
+  example = jax.tree.map(
+      lambda x: x[:, 0], experiment.round_batch(run)(0)['train'])
+  shapes = jax.eval_shape(
+      problem_lib.make_init_variables(run.problem, example),
+      jax.random.key(0))
+  count = parameter_overview.count_parameters(shapes['params'])
+  sizes = ', '.join(
+      f'{len(next(iter(part.values()))):,} to {use}' for use, part in zip(
+          ('train', 'tune', 'test'), run.dataset.parts.values(), strict=True))
+  names = ', '.join(
+      f'{name} {h.start:g}' for name, h in run.problem.space.items())
+  return (
+      f'{config.dataset}: {sizes}\n'
+      f'{cli.describe_devices(mesh_lib.make_mesh())}\n'
+      f'{config.model.kind} of {count:,} parameters; tuned from {names}\n'
+      f'{", ".join(config.methods)}: {config.num_rounds} rounds of '
+      f'{config.updates_per_round} training updates and one of the '
+      'hyperparameters\n'
+      f'then {", ".join(config.baselines) or "no baselines"}; results go to '
+      f'{path}')
+
+
+def show_plan(config: experiment.Config) -> str:
+  """Memory and FLOPs of the stages, from compilation alone."""
+  check(config)
+  run = experiment.setup(config)
+  stages = [tune_stage(run, method) for method in config.methods]
+  return (f'{cli.describe_devices(mesh_lib.make_mesh())}\n'
+          f'{plan.show(plan.plan(stages))}')
