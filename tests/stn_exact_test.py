@@ -324,8 +324,7 @@ def test_one_unit_answers_many_hyperparameters_by_rank_one():
   error = np.linalg.norm(nearest - exact) / np.linalg.norm(exact)
   one, all_ = validation_slope(w) @ nearest, validation_slope(w) @ exact
   cosine = one @ all_ / np.linalg.norm(one) / np.linalg.norm(all_)
-  print(error, cosine)
-  assert error > 0.5 and cosine < 0.5
+  np.testing.assert_allclose([error, cosine], [0.72, 0.21], atol=5e-3)
 
 
 @pytest.mark.parametrize(('lam', 'sigma', 'stn', 'delta'), [
@@ -345,13 +344,13 @@ def test_centring_conditions_the_fit(float64, lam, sigma, stn, delta):
   np.testing.assert_allclose(1 / slope, [[delta]], rtol=1e-6)
 
 
-@pytest.mark.parametrize(('tau', 'k'), [(0.04, 1.0), (0.04, 4.0), (0.5, 2.0)])
+@pytest.mark.parametrize(('tau', 'k'), [(0.1, 1.0), (0.5, 2.0), (0.5, 0.25)])
 def test_sigma_settles_where_entropy_and_curvature_balance(tau, k):
   """F(lam + eps) = k (lam + eps)^2 / 2 ends at lam = 0, sigma^2 = tau / k."""
   problem = one_output(
       space.real(1.0), lambda y, batch, hypers: 0.5 * k * jnp.square(y[:, 0]))
   settings = tuner.Settings('stn', entropy_weight=tau)
-  tx = tuner.Optimizers(None, None, optax.sgd(0.1 / k))
+  tx = tuner.Optimizers(None, None, optax.sgd(0.5 / k))
   batch = {'x': jnp.ones((2048, 1)), 'y': jnp.zeros(2048)}
   state = state_at(1.0, np.zeros(1, np.float32), np.ones(1, np.float32), 0.0)
   state = state.replace(opt_hyper=tx.hyper.init(
@@ -363,7 +362,7 @@ def test_sigma_settles_where_entropy_and_curvature_balance(tau, k):
     return state, (state.lam[0], space.sigma(state.rho)[0])
 
   _, (lam, sigma) = jax.jit(lambda state: jax.lax.scan(
-      body, state, jax.random.split(jax.random.key(1), 500)))(state)
+      body, state, jax.random.split(jax.random.key(1), 250)))(state)
   np.testing.assert_allclose(lam[-100:].mean(), 0, atol=0.01)
   np.testing.assert_allclose(sigma[-100:].mean(), np.sqrt(tau / k), rtol=0.02)
 
@@ -381,7 +380,8 @@ def test_input_dropout_is_a_ridge():
 def stochastic(kind):
   """Problem, its known optimum, and where a run starts."""
   if kind == 'weight decay':
-    return one_output(space.log(np.exp(-1.0)), weight_decay='x'), best()[0]
+    start = space.log(np.exp(-1.0), sigma=0.35)
+    return one_output(start, weight_decay='x'), best()[0]
   problem = problem_lib.Problem(
       nn.Dense(1, use_bias=False), {'x': space.bounded(0.27, 0, 1)},
       lambda apply, batch, hypers, key: apply(
@@ -404,10 +404,11 @@ def fast_programs():
 def test_a_run_finds_the_optimum(fast_programs, kind, method):
   """Within 0.05 in log or logit, for each of 3 seeds; from 1 away."""
   problem, optimum = stochastic(kind)
+  num_rounds = 2500
   single = lambda x: jnp.asarray(x, jnp.float32)
   train = jax.tree.map(lambda x: single(np.tile(
-      x, (16,) + (1,) * (x.ndim - 1))), TRAIN)
-  tx = tuner.Optimizers(optax.sgd(0.05), optax.sgd(0.05), optax.adam(LR))
+      x, (8,) + (1,) * (x.ndim - 1))), TRAIN)
+  tx = tuner.Optimizers(optax.sgd(0.05), optax.sgd(0.05), optax.adam(4e-3))
   settings = tuner.Settings(method, entropy_weight=0.0, tune_scales=False,
                             diagnose=False)
   round_ = tuner.make_round(problem, settings, tx)
@@ -417,16 +418,13 @@ def test_a_run_finds_the_optimum(fast_programs, kind, method):
   def run(state):
     return jax.lax.scan(
         lambda state, _: (round_(state, batch, {})[0], None), state,
-        length=ROUNDS)[0].history[:, 0]
+        length=num_rounds)[0].history[:, 0]
 
-  states = [tuner.make_init(problem, settings, tx, train, ROUNDS, seed)({})
+  states = [tuner.make_init(problem, settings, tx, train, num_rounds, seed)({})
             for seed in range(3)]
   states = jax.tree.map(lambda *x: jnp.stack(x), *states)
   history = np.asarray(jax.jit(jax.vmap(run))(states))
   assert np.abs(history[:, 0] - optimum).min() > 0.9
-  found = history[:, -TAIL:].mean(axis=1)
-  print(kind, method, found - optimum, history[:, ::250].round(2))
+  found = history[:, -1000:].mean(axis=1)
+  print(kind, method, found - optimum)
   np.testing.assert_allclose(found, optimum, atol=0.05)
-
-
-ROUNDS, TAIL, LR = 3000, 1000, 3e-3
