@@ -411,3 +411,27 @@ def test_resnet18_has_the_parameters_of_its_cifar_form():
   shapes = jax.eval_shape(lambda: models.ResNet18().init(
       jax.random.key(0), x, train=False))
   assert size(shapes['params']) == 11_173_962
+
+
+def test_a_penalty_of_the_input_gradient_feels_the_centred_response():
+  """d/dh of dy/dx at h = 0, by the shortened product and by the whole."""
+  model = nn.Sequential([nn.Dense(4), nn.tanh, nn.Dense(1)])
+  x = jax.random.normal(jax.random.key(0), (3, 2))
+  params = model.init(jax.random.key(1), x)['params']
+  layers = response_lib.find_layers(lambda: model.init(jax.random.key(1), x))
+  own = response_lib.init(jax.random.key(2), layers, 2, bottleneck_std=1.0)
+
+  def slopes(h, centred):
+    intercept = response_lib.interceptor(
+        own, response_lib.Perturbation(h, centred))
+    with nn.intercept_methods(intercept):
+      _, pullback = jax.vjp(lambda x: model.apply({'params': params}, x), x)
+      return pullback(jnp.ones((3, 1)))[0]
+
+  eps = jax.random.normal(jax.random.key(3), (3, 2))
+  tangents = [
+      jax.jvp(lambda h, c=centred: slopes(h, c), (jnp.zeros((3, 2)),), (eps,))
+      for centred in (True, False)]
+  for one, two in zip(*tangents, strict=True):
+    np.testing.assert_allclose(one, two, atol=1e-6)
+  assert float(jnp.linalg.norm(tangents[0][1])) > 0.1
