@@ -2,7 +2,7 @@
 
   python -m stn_jax.main --config=configs/stn_fashion.py
 
-needs Debian's `dataset-fashion-mnist` or --config.data_path. Trains on 10,000
+needs Debian's `dataset-fashion-mnist` or --config.data_path. Trains on 2,000
 images, where regularisers matter and two cores can compare; `:full` is the
 papers' setting: 51,000 images, 200 epochs, for an accelerator.
 """
@@ -15,7 +15,7 @@ def get_config(variant=''):
   config.seed = 0
   config.dataset = 'fashion'
   config.data_path = ''
-  config.train_examples = 10_000
+  config.train_examples = 2_000
   config.valid_examples = 9_000
   config.normalise = (0.0, 1.0)
   config.flip = False
@@ -29,16 +29,16 @@ def get_config(variant=''):
       cutout_length=dict(kind='integer', start=4, low=2, high=24)))
 
   config.methods = ('delta_stn', 'stn')
-  config.num_rounds = 780  # 50 epochs
-  config.updates_per_round = 5
-  config.warmup_rounds = 78
+  config.num_rounds = 600  # 80 epochs
+  config.updates_per_round = 2
+  config.warmup_rounds = 30
   config.batch_size = 128
   config.entropy_weight = 1e-3
   config.tune_scales = True
   config.unroll = True
   config.diagnose = False
   config.optimizer = ml_collections.ConfigDict(dict(
-      lr=0.01, momentum=0.9, clip_norm=0.0, decay=0.2, decay_rounds=()))
+      lr=0.03, momentum=0.9, clip_norm=0.0, decay=0.2, decay_rounds=()))
   config.hyper = ml_collections.ConfigDict(dict(optimizer='rmsprop', lr=1e-2))
 
   config.baselines = ('fixed', 'replay', 'final', 'random', 'tpe')
@@ -53,6 +53,7 @@ def get_config(variant=''):
   if variant == 'full':
     config.train_examples = 0
     config.num_rounds, config.warmup_rounds = 15_920, 398
+    config.updates_per_round, config.optimizer.lr = 5, 0.01
     config.log_every_steps, config.checkpoint_every_steps = 100, 2_000
   elif variant == 'tiny':
     config.model.channels = (2, 2)

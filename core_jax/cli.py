@@ -103,12 +103,11 @@ def _flag(argv, name):
 
 
 def _config_path(package, name):
-  """Beside the package in a checkout, within it once installed."""
-  package_path = pathlib.Path(sys.modules[package].__file__).parent
-  for parent in (package_path.parent, package_path):
-    path = parent / 'configs' / f'{name}.py'
-    if path.exists():
-      return os.path.relpath(path)
+  """Beside the packages in a checkout, within the core once installed."""
+  core = pathlib.Path(__file__).parent
+  for path in (core.parent / 'configs', core / 'configs'):
+    if (path / f'{name}.py').exists():
+      return os.path.relpath(path / f'{name}.py')
   raise FileNotFoundError(f'{package} was installed without its configs')
 
 

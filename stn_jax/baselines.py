@@ -130,7 +130,7 @@ def search_range(h: space_lib.Hyperparameter) -> tuple[float, float, str]:
   """(low, high, 'linear', 'int' or 'log'), closed, of a search of `h`."""
   if h.whole:
     return h.low, h.high - 1, 'int'
-  if math.isinf(h.high) or h.high == 0:
+  if math.isinf(h.high):
     if math.isinf(h.low):
       return h.start - 3, h.start + 3, 'linear'
     return h.start / 10**_DECADES, h.start * 10**_DECADES, 'log'

@@ -37,9 +37,9 @@ def plot_schedules(
       ax.plot(steps, found[name], color=color, linewidth=1.4,
               label=method, drawstyle='steps-post' if h.whole else 'default')
     for bound in (h.low, h.high):
-      if math.isfinite(bound) and h.low < h.high:
+      if math.isfinite(bound) and not h.decades:
         ax.axhline(bound, color='#aaaaaa', linewidth=0.8, linestyle=':')
-    if h.high == 0:
+    if h.decades:
       ax.set_yscale('log')
     _style(ax, name.replace('_', ' '))
   for ax in axes[len(space):]:

@@ -114,7 +114,8 @@ def _factor(key, strength):
 def _grey(images):
   if images.shape[-1] == 1:
     return images
-  return jnp.sum(images * jnp.asarray(_GREY), axis=-1, keepdims=True)
+  weights = jnp.asarray(_GREY).reshape(1, 1, 1, 3)
+  return jnp.sum(images * weights, axis=-1, keepdims=True)
 
 
 def brightness(key: jax.Array, images: jax.Array, b: jax.Array) -> jax.Array:

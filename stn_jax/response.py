@@ -167,7 +167,8 @@ def interceptor(
 
   def intercept(next_fun, args, kwargs, context):
     module = context.module
-    if context.method_name != '__call__' or module.name == _COPY:
+    copy = not module.path and module.name == _COPY
+    if context.method_name != '__call__' or copy:
       return next_fun(*args, **kwargs)
     if isinstance(module, nn.Dropout) and dropout is not None:
       return dropout(next_fun, module, args, kwargs)
@@ -242,6 +243,11 @@ def _check_leaf(names, leaf, found, kinds, without_response):
         f'{_name(names[:-1])}, a {kind.__name__ if kind else "module"}, has '
         f'the parameter {names[-1]!r} and no response{hint}. Give it a '
         f'handler, or leave it out with without_response=({path!r},)')
+  if getattr(found[path].module, 'transpose_kernel', False):
+    raise LayerError(
+        f'{_name(names[:-1])}: transpose_kernel=True puts the output features '
+        'of its kernel second to last, where no response scales them. Use '
+        f'False, or leave it out with without_response=({path!r},)')
   if names[-1] in ('kernel', 'embedding') and (
       leaf.shape != found[path].kernel_shape):
     raise LayerError(

@@ -79,13 +79,10 @@ def read(
 def check_range(space, name, values, where) -> None:
   """Raises ScheduleError for a value outside of its hyperparameter's range."""
   h = space[name]
-  low, high = h.low, h.high
-  if (low, high) == (0.0, 0.0):  # log
-    high = np.inf
-  bad = ~((low <= values) & (values <= high))
+  bad = ~((h.low <= values) & (values <= h.high))
   if bad.any():
     raise ScheduleError(
-        f'{where}: {name}={values[bad][0]:g} is not in ({low}, {high})')
+        f'{where}: {name}={values[bad][0]:g} is not in ({h.low}, {h.high})')
 
 
 def _num_rounds(schedule):

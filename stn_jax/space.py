@@ -45,6 +45,7 @@ class Hyperparameter:
     shared: one perturbation for a whole batch: for what cannot differ between
       its examples, such as the mask of a weight.
     tuned: False keeps it at `start`, without perturbation.
+    decades: a positive value whose logarithm is tuned.
   """
 
   start: float
@@ -54,6 +55,7 @@ class Hyperparameter:
   sigma: float = 0.5
   shared: bool = False
   tuned: bool = True
+  decades: bool = False
 
 
 Space = Mapping[str, Hyperparameter]
@@ -82,7 +84,7 @@ def log(start: float, *, sigma: float = 0.5, shared: bool = False,
         tuned: bool = True) -> Hyperparameter:
   """A real number above 0 over many decades: exp(lam)."""
   return Hyperparameter(
-      start, 0.0, 0.0, sigma=sigma, shared=shared, tuned=tuned)
+      start, 0.0, sigma=sigma, shared=shared, tuned=tuned, decades=True)
 
 
 def real(start: float, *, sigma: float = 0.5, shared: bool = False,
@@ -92,7 +94,7 @@ def real(start: float, *, sigma: float = 0.5, shared: bool = False,
 
 
 def _kind(h):
-  if (h.low, h.high) == (0.0, 0.0):
+  if h.decades:
     return 'log'
   if math.isinf(h.high):
     return 'real' if math.isinf(h.low) else 'positive'
@@ -110,6 +112,11 @@ def check(space: Space) -> None:
           'training loss, so no best response carries its gradient. Tune it '
           'by search (see stn_jax.baselines) or give it a schedule')
     kind = _kind(h)
+    if kind == 'bounded' and not math.isfinite(h.high - h.low) or (
+        kind == 'positive' and h.low):
+      raise SpaceError(
+          f'{name}: its range ({h.low}, {h.high}) has one end; give it two, '
+          'or use positive, log or real')
     if kind == 'bounded' and not h.low < h.high:
       raise SpaceError(
           f'{name}: its range ({h.low}, {h.high}) is upside down or empty')
@@ -121,13 +128,18 @@ def check(space: Space) -> None:
       raise SpaceError(
           f'{name}: range({h.low}, {h.high}) holds one value; widen it, or '
           'make it a constant of the model')
-    low = 0.0 if kind == 'log' else h.low
-    high = math.inf if kind == 'log' else h.high
     # An integer may start at its least value: half of its cell is below.
-    if not low < h.start < high and not (h.whole and h.start == h.low):
+    if not h.low < h.start < h.high and not (h.whole and h.start == h.low):
       raise SpaceError(
           f'{name}: it starts at {h.start}, which is not inside '
-          f'({low}, {high})')
+          f'({h.low}, {h.high})')
+    if h.whole and h.start != round(h.start):
+      raise SpaceError(f'{name}: an integer starts at one, not at {h.start}')
+    if kind == 'bounded' and abs(_inverse(h, h.start)) > LAM_LIMIT:
+      raise SpaceError(
+          f'{name}: it starts at {h.start}, so near the end of '
+          f'({h.low}, {h.high}) that it has no gradient; keep '
+          f'{(h.high - h.low) / (1 + math.exp(LAM_LIMIT)):.2g} from both ends')
     if not SIGMA_RANGE[0] <= h.sigma <= SIGMA_RANGE[1]:
       raise SpaceError(
           f'{name}: sigma={h.sigma} is not in {list(SIGMA_RANGE)}')
@@ -195,8 +207,12 @@ def _forward(h, lam):
       return jax.nn.softplus(lam)
     case 'bounded':
       value = h.low + (h.high - h.low) * jax.nn.sigmoid(lam)
+      if not h.whole:
+        return value
+      # The slack makes up for rounding: an integer is a cell's lower end.
+      slack = 2e-6 * max(abs(h.low), abs(h.high))
       # The sigmoid rounds to 1 before it gets there.
-      return jnp.clip(jnp.floor(value), h.low, h.high - 1) if h.whole else value
+      return jnp.clip(jnp.floor(value + slack), h.low, h.high - 1)
     case _:
       return lam
 

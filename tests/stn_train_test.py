@@ -1,0 +1,220 @@
+"""Self-tuning runs from config to report: files, replays, bad input."""
+
+import csv
+import gzip
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from configs import stn_brown
+from configs import stn_cifar10
+from configs import stn_digits
+from configs import stn_fashion
+from configs import stn_linear
+from configs import stn_ptb
+from configs import stn_ridge
+from core_jax import folder
+from stn_jax import baselines
+from stn_jax import compare
+from stn_jax import data
+from stn_jax import experiment
+from stn_jax import schedule
+from stn_jax import space
+from stn_jax import train
+
+CONFIGS = {
+    'digits': stn_digits, 'fashion': stn_fashion, 'ridge': stn_ridge,
+    'linear': stn_linear, 'brown': stn_brown, 'ptb': stn_ptb,
+    'cifar10': stn_cifar10}
+
+
+def tiny(name, tmp_path, **changes):
+  config = CONFIGS[name].get_config('tiny')
+  if name == 'fashion':
+    config.data_path = str(write_fashion(tmp_path / 'data'))
+  config.update_from_flattened_dict(changes)
+  return config.lock()
+
+
+def write_fashion(path):
+  """A little data set in the format of Fashion-MNIST."""
+  path.mkdir()
+  random = np.random.default_rng(0)
+  for split, n in (('train', 200), ('t10k', 40)):
+    images = random.integers(0, 256, (n, 28, 28), np.uint8)
+    labels = (np.arange(n) % 10).astype(np.uint8)
+    for kind, array in (('images-idx3', images), ('labels-idx1', labels)):
+      header = np.array([0x800 + array.ndim, *array.shape], '>i4').tobytes()
+      (path / f'{split}-{kind}-ubyte.gz').write_bytes(
+          gzip.compress(header + array.tobytes()))
+  return path
+
+
+@pytest.fixture(scope='module')
+def digits_run(tmp_path_factory):
+  path = tmp_path_factory.mktemp('stn') / 'run'
+  config = tiny('digits', None)
+  return config, path, train.train_and_evaluate(config, str(path))
+
+
+def test_a_run_leaves_report_summary_schedules_and_figures(digits_run):
+  config, path, summary = digits_run
+  assert (path / 'report.html').stat().st_size > 100_000
+  assert summary == json.loads((path / 'summary.json').read_text())
+  for method in config.methods:
+    rows = list(csv.DictReader((path / f'schedule_{method}.csv').open()))
+    assert [int(row['step']) for row in rows] == [0, 2, 4, 6]
+    assert set(rows[0]) == {'step', *config.space}
+    assert math.isfinite(summary[f'{method}_test_loss'])
+    assert f'final_{method}_test_loss' in summary
+  assert {p.name for p in (path / 'figures').iterdir()} >= {
+      'schedules.png', 'comparison.png', 'losses.png'}
+
+
+def test_a_schedule_holds_the_values_of_every_round(digits_run):
+  config, path, summary = digits_run
+  run = experiment.setup(config)
+  read = schedule.read(
+      path / 'schedule_delta_stn.csv', run.problem.space, config.num_rounds)
+  for name, h in run.problem.space.items():
+    assert np.allclose(read[name][:2], h.start, rtol=1e-5), 'warm-up'
+    assert read[name][-1] == np.float32(summary[f'delta_stn_final_{name}'])
+    assert h.low <= read[name].min() <= read[name].max() <= h.high
+
+
+def test_a_replay_from_the_file_equals_the_run_s_own_replay(digits_run):
+  config, path, _ = digits_run
+  run = experiment.setup(config)
+  figures = baselines.Trainer(run)(schedule.read(
+      path / 'schedule_delta_stn.csv', run.problem.space, config.num_rounds))
+  rows = baselines.Journal(path).rows
+  assert figures['curve'] == [
+      tuple(point) for point in rows['replay_delta_stn']['curve']]
+
+
+def test_the_same_command_again_trains_nothing_and_says_the_same(
+    digits_run, monkeypatch):
+  config, path, summary = digits_run
+  lines = (path / 'trials.jsonl').read_text()
+  # As a kill leaves it: the last trial cut short.
+  (path / 'trials.jsonl').write_text(lines[:-20])
+  trained = []
+  call = baselines.Trainer.__call__
+  monkeypatch.setattr(
+      baselines.Trainer, '__call__',
+      lambda self, s: trained.append(1) or call(self, s))
+  again = train.train_and_evaluate(config, str(path))
+  assert len(trained) == 1
+  ignore = {'wall_seconds'}
+  assert {k: v for k, v in again.items() if k not in ignore} == {
+      k: v for k, v in summary.items() if k not in ignore}
+
+
+def test_seeds_are_compared_in_one_table(digits_run):
+  _, path, summary = digits_run
+  text = compare.table(compare.read([str(path), str(path)]))
+  assert '| Delta-STN | 3 |' in text
+  assert f'{summary["delta_stn_test_loss"]:.4g} ± 0' in text
+
+
+def test_every_method_runs_where_the_optimum_is_known(tmp_path):
+  config = tiny('ridge', tmp_path)
+  summary = train.train_and_evaluate(config, str(tmp_path / 'run'))
+  for method in config.methods:
+    assert math.isfinite(summary[f'{method}_valid_loss'])
+
+
+def test_tpe_asks_within_the_bounds_and_learns_from_what_it_is_told():
+  names = {'rate': space.bounded(0.5, 0.0, 0.9),
+           'holes': space.integer(1, 0, 5), 'decay': space.log(1e-4),
+           'kept': space.bounded(0.3, 0.0, 1.0, tuned=False)}
+  sampler, late = baselines.TPE(names, seed=0), []
+  for i in range(40):
+    ticket, values = sampler.ask()
+    assert 0 < values['rate'] < 0.9 and values['holes'] in range(5)
+    assert 1e-6 <= values['decay'] <= 1e-2 and values['kept'] == 0.3
+    sampler.tell(ticket, (values['rate'] - 0.2) ** 2)
+    late += [values['rate']] * (i >= 20)
+  assert abs(np.median(late) - 0.2) < 0.1
+
+
+def test_random_search_covers_the_space_and_repeats_by_seed():
+  names = {'rate': space.bounded(0.5, 0.0, 0.9),
+           'holes': space.integer(1, 0, 5)}
+  draw = lambda seed: [
+      baselines.random_values(names, seed, i) for i in range(200)]
+  assert draw(0) == draw(0) != draw(1)
+  rates = [values['rate'] for values in draw(0)]
+  assert min(rates) < 0.05 and max(rates) > 0.85
+  assert {values['holes'] for values in draw(0)} == set(range(5))
+
+
+def test_images_with_cutout_run_tiny(tmp_path):
+  config = tiny('fashion', tmp_path, methods=('delta_stn',))
+  summary = train.train_and_evaluate(config, str(tmp_path / 'run'))
+  assert math.isfinite(summary['delta_stn_test_loss'])
+
+
+@pytest.mark.parametrize('name', ['brown', 'ptb', 'cifar10'])
+def test_a_config_without_its_data_says_where_they_come_from(name, tmp_path):
+  config = tiny(name, tmp_path, data_path=str(tmp_path))
+  with pytest.raises(ValueError, match='package|ptb.train.txt|batches-bin'):
+    train.train_and_evaluate(config, str(tmp_path / 'run'))
+
+
+def test_a_language_model_is_tuned_by_the_same_stage(tmp_path):
+  config = tiny('brown', tmp_path, **{'optimizer.lr': 0.1})
+  words = [f'w{i}' for i in range(30)]
+  texts = {name: [words[i % 30] for i in range(n)]
+           for name, n in (('train', 600), ('valid', 301), ('test', 307))}
+  dataset = data.language(texts, config.window_tokens)
+  run = experiment.Setup(
+      config, dataset, experiment.make_problem(config, dataset.num_classes),
+      lambda outputs, batch: {})
+  stage = train.tune_stage(run, 'delta_stn')
+  state = jax.jit(stage.init)({})
+  state, metrics = jax.jit(stage.step)(state, stage.batch(0), {})
+  assert all(np.isfinite(float(x)) for x in metrics.values())
+  figures = experiment.make_evaluate(run)(
+      state.params, state.variables, 'test')
+  assert figures['perplexity'] == pytest.approx(30, rel=0.1)
+
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(methods=('hyperband',)), r"methods has \['hyperband'\]; there are"),
+    (dict(baselines=('grid',)), r"baselines has \['grid'\]"),
+    (dict(dataset='mnist'), 'dataset=.mnist. is unknown; there are'),
+    (dict(valid_examples=0), 'the valid set is empty'),
+    (dict(batch_size=17), 'batch_size=17'),
+])
+def test_bad_input_is_named(changes, message, tmp_path):
+  config = tiny('digits', tmp_path, **changes)
+  with pytest.raises(ValueError, match=message):
+    train.train_and_evaluate(config, str(tmp_path / 'run'))
+
+
+def test_a_bad_space_is_named():
+  with pytest.raises(space.SpaceError, match="space.a.kind='wide'"):
+    experiment.make_space({'a': {'kind': 'wide'}})
+  with pytest.raises(space.SpaceError, match=r'space.a: .*lowest'):
+    experiment.make_space(
+        {'a': {'kind': 'bounded', 'start': 1.0, 'lowest': 0.0}})
+
+
+def test_another_config_in_the_folder_is_refused(digits_run):
+  _, path, _ = digits_run
+  with pytest.raises(folder.FolderError, match='entropy_weight'):
+    train.train_and_evaluate(
+        tiny('digits', None, entropy_weight=0.5), str(path))
+
+
+def test_a_foreign_schedule_is_refused(tmp_path):
+  path = tmp_path / 's.csv'
+  path.write_text('step,rate\n0,0.99\n')
+  with pytest.raises(schedule.ScheduleError, match=r"has \['rate'\]"):
+    schedule.read(path, {'other': space.bounded(.5, 0., .9)}, 4)
+  with pytest.raises(schedule.ScheduleError, match='rate=0.99 is not in'):
+    schedule.read(path, {'rate': space.bounded(.5, 0., .9)}, 4)
