@@ -243,10 +243,10 @@ def test_linearised_is_exact_for_a_linear_network_and_second_order_else():
 
 
 @pytest.fixture(scope='module')
-def ran(method):
-  """The start of a run with two rounds of warm-up, and three after it:
-  (state, metrics) each, by a step that is traced once."""
-  chosen = settings(method, warmup_rounds=2)
+def ran():
+  """The start of a run of Delta-STN with two rounds of warm-up, and the three
+  rounds after it: (state, metrics) each, by a step that is traced once."""
+  chosen = settings('delta_stn', warmup_rounds=2)
   state, _ = start(chosen)
   chex.clear_trace_counter()
   step = jax.jit(chex.assert_max_traces(
@@ -274,9 +274,9 @@ def test_the_warm_up_keeps_hyperparameters_and_their_optimizer(ran):
       metrics['sigma/decay'], space.sigma(free.rho)[1])
 
 
-def test_updates_written_out_equal_a_loop(method, ran):
+def test_updates_written_out_equal_a_loop(ran):
   (state, _), (looped, metrics), *_ = ran
-  chosen = settings(method, warmup_rounds=2, unroll=True)
+  chosen = settings('delta_stn', warmup_rounds=2, unroll=True)
   written, others = jax.jit(tuner.make_round(
       problem(), chosen, optimizers()))(state, batch(0), {})
   chex.assert_trees_all_close(
