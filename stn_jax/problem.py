@@ -83,7 +83,8 @@ def run_model(
     if name is None or deterministic:
       return next_fun(*args, **kwargs)
     return regularize.dropout(
-        module.make_rng(module.rng_collection), args[0], hypers[name],
+        module.make_rng(module.rng_collection),
+        args[0] if args else kwargs['inputs'], hypers[name],
         shared_axes=module.broadcast_dims)
 
   def apply(*args, **kwargs):
@@ -153,7 +154,12 @@ def check_all_read(problem: Problem, example: Batch) -> None:
     if name and name not in problem.space:
       raise space_lib.SpaceError(
           f'{place}: {name!r} is not in the space {list(problem.space)}')
-  readers = []
+  readers, dropouts = [], set()
+
+  def record(next_fun, args, kwargs, context):
+    if isinstance(context.module, nn.Dropout):
+      dropouts.add('/'.join(context.module.path))
+    return next_fun(*args, **kwargs)
 
   def traced(key):
     variables = dict(make_init_variables(problem, example)(key))
@@ -163,11 +169,17 @@ def check_all_read(problem: Problem, example: Batch) -> None:
         problem, jnp.asarray(space_lib.start(problem.space)),
         num_examples(batch)))
     readers.append(hypers)
-    outputs, _ = run_model(
-        problem, params, {}, variables, batch, hypers, None, key)
+    with nn.intercept_methods(record):
+      outputs, _ = run_model(
+          problem, params, {}, variables, batch, hypers, None, key)
     return training_loss(problem, outputs, params, {}, batch, hypers, None)
 
   jax.eval_shape(traced, jax.random.key(0))
+  absent = sorted(set(problem.dropout) - dropouts)
+  if absent:
+    raise space_lib.SpaceError(
+        f'dropout names {absent}, but the nn.Dropout of the model are '
+        f'{sorted(dropouts)}')
   unread = sorted(set(problem.space) - readers[0].read)
   if unread:
     raise space_lib.SpaceError(

@@ -380,7 +380,7 @@ def test_a_hypergradient_that_is_not_a_number_stops_the_run(tmp_path):
      'nothing reads noise: use it in forward or loss'),
     ({'space': SPACE | {'learning_rate': space.log(0.1)}},
      "'learning_rate' cannot be tuned"),
-    ({'dropout': {'dorp': 'rate'}}, 'nothing reads rate'),
+    ({'dropout': {'dorp': 'rate'}}, r"dropout names \['dorp'\], but"),
     ({'dropout': {'drop': 'rat'}}, "drop: 'rat' is not in the space"),
     ({'weight_decay': 'wd'}, "weight_decay: 'wd' is not in the space")])
 def test_a_problem_that_cannot_be_tuned_is_refused_at_once(changes, message):
