@@ -38,6 +38,7 @@ def get_config(variant=''):
   config.batch_size = 128
   config.entropy_weight = 1e-3
   config.tune_scales = True
+  config.rank = 1  # of each layer's response
   config.unroll = False  # see stn_jax.tuner.Settings
   config.diagnose = True
   config.optimizer = ml_collections.ConfigDict(dict(

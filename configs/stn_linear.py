@@ -29,6 +29,7 @@ def get_config(variant=''):
   config.batch_size = 480
   config.entropy_weight = 0.0
   config.tune_scales = False
+  config.rank = 1  # of each layer's response
   config.unroll = False
   config.diagnose = True
   config.optimizer = ml_collections.ConfigDict(dict(

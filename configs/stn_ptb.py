@@ -37,6 +37,7 @@ def get_config(variant=''):
   config.batch_size = 40
   config.entropy_weight = 1e-3
   config.tune_scales = True
+  config.rank = 1  # of each layer's response
   config.unroll = False
   config.diagnose = False
   config.optimizer = ml_collections.ConfigDict(dict(

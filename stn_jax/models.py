@@ -244,21 +244,24 @@ def recurrence(module, own, perturbation, next_fun, args, kwargs):
   """The response of `Recurrence`; the mask holds for both of its weights."""
   del next_fun, kwargs
   inputs, carry, mask = args
-  params = module.variables['params']
-  kernel, kernel_r = params['kernel'], own['kernel']
-  if mask is not None:
-    kernel, kernel_r = kernel * mask, kernel_r * mask
-  weight_gate, bias_gate = response_lib.gates(own, perturbation)
-  bias = params['bias'][None] + response_lib.scaled(
-      bias_gate, own['bias'][None], perturbation)
-  side_by_side = jnp.concatenate([kernel, kernel_r], axis=1)
+  params, own = module.variables['params'], response_lib.terms(own)
+  masked = lambda kernel: kernel if mask is None else kernel * mask
+  kernels = [masked(w['kernel']) for w in (params, *own)]
+  weight_gates, bias_gates = zip(
+      *(response_lib.gates(term, perturbation) for term in own), strict=True)
+  bias = params['bias'][None] + sum(
+      response_lib.scaled(gate, term['bias'][None], perturbation)
+      for gate, term in zip(bias_gates, own, strict=True))
+  side_by_side = jnp.concatenate(kernels, axis=1)
 
   def recurrent(h):
-    if perturbation.centred:  # The tangent of the second product is not used.
-      y, y_r = h @ kernel, h @ kernel_r
+    if perturbation.centred:  # Tangents of all but the first are not used.
+      y, *values = (h @ kernel for kernel in kernels)
     else:
-      y, y_r = jnp.split(h @ side_by_side, 2, axis=-1)
-    return y + bias + response_lib.scaled(weight_gate, y_r, perturbation)
+      y, *values = jnp.split(h @ side_by_side, len(kernels), axis=-1)
+    return y + bias + sum(
+        response_lib.scaled(gate, value, perturbation)
+        for gate, value in zip(weight_gates, values, strict=True))
 
   return _lstm(recurrent, inputs, carry)
 

@@ -9,7 +9,8 @@ weight is made per example: the layer is applied once more with W_r, and its
 output is scaled, (U h) * (W_r x). An interceptor does that around the layers
 of a model, so that the model's code, its parameters and where they lie stay
 as they were; the response lives in a tree of its own, path of the layer ->
-{'kernel', 'bias', 'bottleneck'}.
+{'kernel', 'bias', 'bottleneck'}, or of rank r, sum_k (U_k h) * W_k, path ->
+{'0': {...}, '1': {...}, ...}.
 """
 
 from collections.abc import Callable
@@ -81,6 +82,11 @@ def _zero_product_jvp(primals, tangents):
 _zero_product.defjvp(_zero_product_jvp, symbolic_zeros=True)
 
 
+def terms(own: Mapping[str, Any]) -> list[Mapping[str, jax.Array]]:
+  """A layer's response as the terms of its sum, one for each rank."""
+  return [own] if 'bottleneck' in own else list(own.values())
+
+
 def gates(
     own: Mapping[str, jax.Array], perturbation: Perturbation
 ) -> tuple[jax.Array, jax.Array | None]:
@@ -113,23 +119,26 @@ def affine(module, own, perturbation, next_fun, args, kwargs):
   _check_rows(module, y, perturbation)
   copy = module.clone(parent=None, name=_COPY, **(
       {'use_bias': False} if hasattr(module, 'use_bias') else {}))
-  value = copy.apply({'params': {'kernel': own['kernel']}}, *args, **kwargs)
-  weight_gate, bias_gate = gates(own, perturbation)
-  y = y + scaled(weight_gate, value, perturbation)
-  if bias_gate is None:
-    return y
-  bias = own['bias'].astype(y.dtype)
-  bias = bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
-  return y + scaled(bias_gate, bias, perturbation)
+  for term in terms(own):
+    value = copy.apply({'params': {'kernel': term['kernel']}}, *args, **kwargs)
+    weight_gate, bias_gate = gates(term, perturbation)
+    y = y + scaled(weight_gate, value, perturbation)
+    if bias_gate is not None:
+      bias = term['bias'].astype(y.dtype)
+      bias = bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
+      y = y + scaled(bias_gate, bias, perturbation)
+  return y
 
 
 def embedding(module, own, perturbation, next_fun, args, kwargs):
   """A table of rows: E[token] + (U h) * E_r[token]; there is no bias."""
   y = next_fun(*args, **kwargs)
   _check_rows(module, y, perturbation)
-  gate, _ = gates(own, perturbation)
-  value = jnp.take(own['kernel'], args[0], axis=0).astype(y.dtype)
-  return y + scaled(gate, value, perturbation)
+  for term in terms(own):
+    gate, _ = gates(term, perturbation)
+    value = jnp.take(term['kernel'], args[0], axis=0).astype(y.dtype)
+    y = y + scaled(gate, value, perturbation)
+  return y
 
 
 HANDLERS: Mapping[type[nn.Module], Handler] = {
@@ -266,7 +275,8 @@ def init(
     layers: Mapping[str, Layer],
     num_hyperparameters: int,
     bottleneck_std: float = 0.0,
-) -> dict[str, dict[str, jax.Array]]:
+    rank: int = 1,
+) -> dict[str, Any]:
   """Fresh responses: weights like the layers' own, bottlenecks near zero.
 
   Args:
@@ -275,12 +285,19 @@ def init(
     num_hyperparameters: n.
     bottleneck_std: of U and C; 0 makes every answer zero at the start, as in
       Delta-STN; STN has 0.01.
+    rank: terms of each layer's response; the papers have one, which can
+      point a unit's weights in one direction only.
   """
-  return {
-      path: _init_layer(
-          jax.random.fold_in(key, zlib.crc32(path.encode())), layer,
-          num_hyperparameters, bottleneck_std)
-      for path, layer in layers.items()}
+  def init_terms(path, layer):
+    layer_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+    if rank == 1:
+      return _init_layer(
+          layer_key, layer, num_hyperparameters, bottleneck_std)
+    return {str(k): _init_layer(
+        jax.random.fold_in(layer_key, k), layer, num_hyperparameters,
+        bottleneck_std) for k in range(rank)}
+
+  return {path: init_terms(path, layer) for path, layer in layers.items()}
 
 
 def _init_layer(key, layer, n, bottleneck_std):
@@ -324,12 +341,14 @@ def materialise(params: Any, response: Response, h: jax.Array) -> Any:
     own = response.get('/'.join(names[:-1]))
     if own is None:
       return leaf
-    weight_gate, bias_gate = gates(own, Perturbation(h[None]))
-    gate, added = (
-        (bias_gate, own['bias']) if names[-1] == 'bias'
-        else (weight_gate, own['kernel']))
-    rows = added.reshape(-1, gate.shape[-1])
-    return leaf + (gate * rows).reshape(leaf.shape)
+    for term in terms(own):
+      weight_gate, bias_gate = gates(term, Perturbation(h[None]))
+      gate, added = (
+          (bias_gate, term['bias']) if names[-1] == 'bias'
+          else (weight_gate, term['kernel']))
+      rows = added.reshape(-1, gate.shape[-1])
+      leaf = leaf + (gate * rows).reshape(leaf.shape)
+    return leaf
 
   return jax.tree.map_with_path(answer, params)
 
@@ -341,7 +360,8 @@ def squared_norm(
   """||W(h)||^2 of the kernels and embeddings of a model, [B].
 
   Of layers with a response, row by row, without making a weight per example:
-  ||W||^2 + 2 sum_i s_i <W_i, W_r,i> + sum_i s_i^2 ||W_r,i||^2, s = U h.
+  ||W||^2 + 2 sum_i s_i <W_i, W_r,i> + sum_i s_i^2 ||W_r,i||^2, s = U h; with
+  more terms, all their products.
   Biases and norms' scales are not in it.
   """
   total = jnp.zeros(batch_size)
@@ -353,10 +373,14 @@ def squared_norm(
     own = response.get('/'.join(names[:-1]))
     if own is None or perturbation is None:
       continue
-    s, _ = gates(own, perturbation)
-    rows, rows_r = (w.reshape(-1, s.shape[-1]) for w in (leaf, own['kernel']))
     if perturbation.centred:
       raise ValueError('a norm is quadratic in h: ask for it at h, not at 0')
-    total = total + 2 * s @ jnp.sum(rows * rows_r, axis=0)
-    total = total + jnp.square(s) @ jnp.sum(jnp.square(rows_r), axis=0)
+    scales = [gates(term, perturbation)[0] for term in terms(own)]
+    rows = [w.reshape(-1, scales[0].shape[-1])
+            for w in (leaf, *(term['kernel'] for term in terms(own)))]
+    inner = lambda a, b: jnp.sum(a * b, axis=0)
+    for s, w in zip(scales, rows[1:], strict=True):
+      total = total + 2 * s @ inner(rows[0], w)
+      for s_, w_ in zip(scales, rows[1:], strict=True):
+        total = total + (s * s_) @ inner(w, w_)
   return total

@@ -34,7 +34,7 @@ def tune_stage(run: experiment.Setup, method: str) -> loop.Stage:
   mesh_lib.check_batch_size(config.batch_size, mesh, 'batch_size')
   settings = tuner.Settings(
       method, config.warmup_rounds, config.entropy_weight,
-      config.tune_scales, config.unroll, config.diagnose)
+      config.tune_scales, config.rank, config.unroll, config.diagnose)
   optimizers = experiment.make_optimizers(config)
   batch = experiment.round_batch(run)
   example = jax.tree.map(lambda x: x[:, 0], batch(0)['train'])

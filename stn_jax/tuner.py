@@ -45,6 +45,7 @@ class Settings:
     entropy_weight: tau, of the perturbations' entropy; 0 lets sigma fall.
     tune_scales: whether sigma is tuned; if not, the hypergradient is taken
       at lam itself.
+    rank: terms of each layer's response; the papers have one.
     unroll: writes the training updates of a round out one after the other.
       XLA on CPU is slow at a convolution's gradient in a loop; a long round
       of matrix products compiles faster as a loop.
@@ -54,6 +55,7 @@ class Settings:
   warmup_rounds: int = 0
   entropy_weight: float = 1e-3
   tune_scales: bool = True
+  rank: int = 1
   unroll: bool = False
   diagnose: bool = True
 
@@ -355,7 +357,8 @@ def make_init(
     variables = dict(init_variables(params_key))
     params = variables.pop('params')
     response = response_lib.init(
-        response_key, layers, n, 0.01 if settings.method == 'stn' else 0.0)
+        response_key, layers, n, 0.01 if settings.method == 'stn' else 0.0,
+        settings.rank)
     joint = settings.method == 'stn'
     lam = jnp.asarray(space_lib.start(problem.space))
     rho = jnp.asarray(space_lib.start_rho(problem.space))

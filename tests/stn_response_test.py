@@ -435,3 +435,30 @@ def test_a_penalty_of_the_input_gradient_feels_the_centred_response():
   for one, two in zip(*tangents, strict=True):
     np.testing.assert_allclose(one, two, atol=1e-6)
   assert float(jnp.linalg.norm(tangents[0][1])) > 0.1
+
+
+def test_a_response_of_rank_two_is_the_sum_of_two(language):
+  params, _, tokens, carry = language
+  layers = response_lib.find_layers(
+      lambda: LANGUAGE.init(jax.random.key(0), tokens, train=False),
+      models.LANGUAGE_HANDLERS, ('decoder',))
+  both = response_lib.init(jax.random.key(5), layers, N, 0.5, rank=2)
+  assert {tuple(own) for own in both.values()} == {('0', '1')}
+  h = jnp.broadcast_to(normal(3, 1, N), (B, N))
+  weights = response_lib.materialise(params, both, h[0])
+  found, _ = jax.jit(read)(params, both, h, tokens, carry)
+  expected, _ = read(weights, both, None, tokens, carry)
+  np.testing.assert_allclose(
+      found['hidden'], expected['hidden'], rtol=1e-4, atol=2e-6)
+  slope = lambda centred: jax.jvp(
+      lambda h: read(
+          params, both, h, tokens, carry, centred=centred)[0]['hidden'],
+      (jnp.zeros((B, N)),), (h,))[1]
+  np.testing.assert_allclose(
+      slope(True), slope(False), rtol=1e-4, atol=2e-6)
+  kernels = [w for path, w in jax.tree.leaves_with_path(weights)
+             if path[-1].key in ('kernel', 'embedding')]
+  np.testing.assert_allclose(
+      response_lib.squared_norm(
+          params, both, response_lib.Perturbation(h), B),
+      sum(float(jnp.sum(w**2)) for w in kernels), rtol=1e-5)
