@@ -1,0 +1,273 @@
+"""Log-likelihoods of texts; what texts have in common is computed once.
+
+Tokens of many texts make a trie: texts of a beam share their beginning. Rows
+of a batch hold such tries in depth-first order, where token j comes before
+token i in a text if and only if j <= i < end[j], `end` being the place after
+the last token that j leads to. That is the whole attention mask: a row holds
+any number of texts, shared beginnings are there once, and hardly any of it is
+padding.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
+import itertools
+import pathlib
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import scipy.special
+
+from core_jax import mesh as mesh_lib
+from link_jax import lm
+from link_jax import weights
+from link_jax.likelihood import Likelihood
+from link_jax.likelihood import Text
+
+SHORT_ROW, ROW, GROWTH = 64, 256, 4  # rows of 64, 256, 1024, ... tokens
+TOKENS_PER_CALL = 2048  # on each device
+
+
+class Rows(NamedTuple):
+  """Tries of tokens, depth first; int32 [R, T] each."""
+
+  tokens: np.ndarray
+  positions: np.ndarray  # depth in the trie
+  end: np.ndarray  # the place after the last token that this one leads to
+  parent: np.ndarray  # the place of the token before; a first token's: its own
+
+
+Path = tuple[int, np.ndarray]  # a text: its row, and the places of its tokens
+
+
+def pack(
+    sequences: Sequence[Sequence[int]], length: int, share: bool = True
+) -> tuple[Rows, list[Path]]:
+  """Packs sequences into rows of `length` tokens.
+
+  Args:
+    sequences: token ids, none longer than `length`.
+    length: T.
+    share: whether common beginnings are stored once.
+
+  Returns:
+    The rows, and where each sequence lies in them.
+  """
+  paths: list[Path] = [(0, np.zeros(0, int))] * len(sequences)
+  rows = []
+  before, path, used = (), np.zeros(0, int), length
+  for i in sorted(range(len(sequences)), key=lambda i: tuple(sequences[i])):
+    sequence = sequences[i]
+    shared = _num_shared(before, sequence) if share else 0
+    if used + len(sequence) - shared > length:
+      rows.append(_blank_row(length))
+      shared = used = 0
+    new = np.arange(used, used + len(sequence) - shared)
+    path = np.concatenate([path[:shared], new])
+    row, used = rows[-1], used + len(new)
+    row.tokens[new] = sequence[shared:]
+    row.positions[new] = np.arange(shared, len(sequence))
+    row.parent[new] = np.concatenate([path[:1], path])[shared:-1]
+    row.end[path] = used
+    paths[i] = len(rows) - 1, path
+    before = sequence
+  return Rows(*(np.stack(field) for field in zip(*rows, strict=True))), paths
+
+
+def _num_shared(a, b):
+  return sum(1 for _ in itertools.takewhile(
+      lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+
+
+def _blank_row(length):
+  """Padding: tokens that see themselves alone, seen by no other."""
+  places = np.arange(length, dtype=np.int32)
+  return Rows(tokens=np.zeros_like(places), positions=np.zeros_like(places),
+              end=places + 1, parent=places.copy())
+
+
+def make_step(config: lm.Config) -> Callable[..., Any]:
+  """step((), Rows, params) -> ((), log p(token | those before it) [R, T]).
+
+  The value of a text's first token means nothing.
+  """
+
+  def step(state, rows, params):
+    places = jnp.arange(rows.tokens.shape[1])
+    query, key = places[None, :, None], places[None, None, :]
+    visible = (key <= query) & (query < rows.end[:, None, :])
+    x, _ = lm.hidden(params, config, rows.tokens, rows.positions, visible)
+    normalizer = lm.log_normalizer(
+        params, x.reshape(-1, config.width)).reshape(rows.tokens.shape)
+    before = jnp.take_along_axis(x, rows.parent[:, :, None], axis=1)
+    logit = jnp.sum(before * lm.head(params)[rows.tokens], axis=-1)
+    return state, logit - jnp.take_along_axis(normalizer, rows.parent, axis=1)
+
+  return step
+
+
+class _Encoded(NamedTuple):
+  """A text's tokens; those scored are a part of them."""
+
+  tokens: tuple[int, ...]
+  scored: np.ndarray  # bool [T]: has tokens before it, and is not special
+  value: np.ndarray  # bool [T]: scored, and part of the value
+
+
+class LanguageModel:
+  """A causal language model on a mesh; a `likelihood.Scorer`, and more.
+
+  Attributes:
+    name, fingerprint: of the weights.
+    config, params: as in lm.py; params lie on every device of `mesh`.
+    share_prefixes: whether common beginnings of texts are computed once.
+  """
+
+  def __init__(
+      self,
+      model: weights.Model,
+      mesh: Mesh | None = None,
+      share_prefixes: bool = True,
+  ):
+    self.name, self.fingerprint = model.name, model.fingerprint
+    self.config, self.tokenizer = model.config, model.tokenizer
+    self.stop_tokens = model.stop_tokens
+    self.mesh = mesh_lib.make_mesh() if mesh is None else mesh
+    self.params = mesh_lib.put(model.params, self.mesh, P())
+    self.share_prefixes = share_prefixes
+    self._step = mesh_lib.compile_step(make_step(self.config), self.mesh, ())
+
+  def score(self, texts: Sequence[Text]) -> list[Likelihood]:
+    """The log-likelihood of each text, and of its value given what precedes.
+
+    A token that lies across the beginning of the value is the value's. The
+    first token of a text is scored only where the tokenizer puts one before
+    it.
+
+    Raises:
+      ValueError: a text is too long, has no token to score, or its value
+        begins outside of it.
+    """
+    texts = [Text(*text) for text in texts]
+    encoded = self._encode(texts)
+    log_probs = self._log_probs([e.tokens for e in encoded])
+    return [
+        Likelihood(
+            sum=float(p[e.scored].sum(dtype=np.float64)),
+            tokens=int(e.scored.sum()),
+            bytes=len(text.text.encode()),
+            value_sum=float(p[e.value].sum(dtype=np.float64)),
+            value_tokens=int(e.value.sum()))
+        for text, e, p in zip(texts, encoded, log_probs, strict=True)]
+
+  def answer_probabilities(
+      self, prompts: Sequence[str], answers: Sequence[str]
+  ) -> np.ndarray:
+    """P(answer | prompt, it is one of `answers`), [prompts, answers].
+
+    An answer is the text that follows the prompt as it stands, its space
+    included: ' yes'. For answers of one token each this is the softmax over
+    their logits.
+    """
+    sums = [likelihood.value_sum for likelihood in self.score([
+        Text(prompt + answer, len(prompt))
+        for prompt in prompts for answer in answers])]
+    return scipy.special.softmax(
+        np.reshape(sums, (len(prompts), len(answers))), axis=1)
+
+  def _encode(self, texts):
+    encodings = self.tokenizer.encode_batch([text.text for text in texts])
+    return [self._encoded(text, encoding)
+            for text, encoding in zip(texts, encodings, strict=True)]
+
+  def _encoded(self, text, encoding):
+    if not 0 <= text.value_start <= len(text.text):
+      raise ValueError(
+          f'value_start={text.value_start} lies outside of {text.text!r}')
+    special = np.array(encoding.special_tokens_mask, bool)
+    # An end-of-text token that the tokenizer adds is no part of the text.
+    length = len(special) - int(np.argmin(special[::-1])) if (
+        not special.all()) else 0
+    scored = ~special[:length]
+    scored[:1] = False  # It has nothing before it.
+    if not scored.any():
+      raise ValueError(
+          f'{text.text!r} has no token to score: {self.name} scores a token '
+          'given those before it')
+    if length > self.config.context:
+      raise ValueError(
+          f'{text.text[:50]!r}... has {length} tokens; {self.name} knows '
+          f'{self.config.context} positions')
+    ends = np.array(encoding.offsets[:length])[:, 1]
+    return _Encoded(tuple(encoding.ids[:length]), scored,
+                    scored & (ends > text.value_start))
+
+  def _log_probs(self, sequences):
+    """For each sequence, log p(token | those before it)."""
+    result = [np.zeros(0)] * len(sequences)
+    for length, members in _by_row_length(sequences):
+      rows, paths = pack(
+          [sequences[i] for i in members], length, self.share_prefixes)
+      log_probs = self._run(rows)
+      for i, (row, places) in zip(members, paths, strict=True):
+        result[i] = log_probs[row, places]
+    return result
+
+  def _run(self, rows):
+    """The step over all rows, in batches of few sizes."""
+    num_rows, length = rows.tokens.shape
+    num_devices = self.mesh.shape['data']
+    done = []
+    for start, size in _batches(
+        num_rows, max(1, TOKENS_PER_CALL // length), num_devices):
+      batch = jax.tree.map(lambda x: x[start:start + size], rows)  # noqa: B023
+      missing = size - len(batch.tokens)
+      if missing:
+        batch = jax.tree.map(
+            lambda x, blank: np.concatenate([x] + [blank[None]] * missing),  # noqa: B023
+            batch, _blank_row(length))
+      _, log_probs = self._step(
+          (), mesh_lib.put(batch, self.mesh, P('data')), self.params)
+      done.append(np.asarray(log_probs))
+    return np.concatenate(done)
+
+
+def _by_row_length(
+    sequences: Sequence[Sequence[int]],
+) -> Iterable[tuple[int, list[int]]]:
+  """Groups of sequences that go into rows of one length."""
+  groups: dict[int, list[int]] = {}
+  for i, sequence in enumerate(sequences):
+    length = ROW
+    while length < len(sequence):
+      length *= GROWTH
+    groups.setdefault(length, []).append(i)
+  for length, members in groups.items():
+    few = sum(len(sequences[i]) for i in members) <= SHORT_ROW
+    yield SHORT_ROW if few else length, members
+
+
+def _batches(num_rows, most, num_devices):
+  """(start, size) of batches: powers of two of rows on each device."""
+  start = 0
+  while start < num_rows:
+    share = -(-(num_rows - start) // num_devices)
+    size = min(most, 1 << (share.bit_length() - 1)) * num_devices
+    yield start, size
+    start += size
+
+
+def load_scorer(
+    path_or_name: str | pathlib.Path, mesh: Mesh | None = None
+) -> LanguageModel:
+  """A language model from a folder, a .gguf file, or by name ('smollm2').
+
+  Raises:
+    ValueError: it can't be read; the message names file, field and fix.
+  """
+  return LanguageModel(weights.load(path_or_name), mesh)
