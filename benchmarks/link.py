@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks import harness
 
-PEERS = {'transformers, batch 16': 16, 'transformers, batch 64': 64}
+PEERS = {'transformers, batch 8': 8, 'transformers, batch 32': 32}
 RANDOM = 'random Llama, 64 distinct statements'
 # Name -> statements.
 SIZES = {
@@ -97,9 +97,10 @@ def torch_score(size: str, peer: str) -> harness.Prepared:
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     logits = model(
         input_ids=tokens, attention_mask=mask, use_cache=False).logits
-    nll = torch.nn.functional.cross_entropy(
-        logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction='none')
-    return -(nll * mask[:, 1:]).sum(1)
+    # As fast as cross_entropy on flat logits, with less memory.
+    logits, targets = logits[:, :-1], tokens[:, 1:, None]
+    log_p = logits.gather(2, targets)[..., 0] - logits.logsumexp(-1)
+    return (log_p * mask[:, 1:]).sum(1)
 
   @torch.inference_mode()
   def run():

@@ -11,6 +11,7 @@ padding.
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
+import dataclasses
 import itertools
 import pathlib
 from typing import Any
@@ -31,18 +32,61 @@ from link_jax.likelihood import Text
 
 SHORT_ROW, ROW, GROWTH = 64, 256, 4  # rows of 64, 256, 1024, ... tokens
 TOKENS_PER_CALL = 2048  # on each device
+OPEN_ROWS = 16  # the last rows, in whose gaps a text may go
 
 
 class Rows(NamedTuple):
-  """Tries of tokens, depth first; int32 [R, T] each."""
+  """Tries of tokens, depth first, and what follows them; int32 [R, T] each.
+
+  The last token of a text has nothing to predict, so the model does not run
+  on it: it is kept as a target, `last` after the token at `last_parent`.
+  """
 
   tokens: np.ndarray
   positions: np.ndarray  # depth in the trie
   end: np.ndarray  # the place after the last token that this one leads to
   parent: np.ndarray  # the place of the token before; a first token's: its own
+  last: np.ndarray
+  last_parent: np.ndarray
 
 
-Path = tuple[int, np.ndarray]  # a text: its row, and the places of its tokens
+@dataclasses.dataclass
+class _OpenRow:
+  """A row that is being filled, and the text that went in last."""
+
+  row: Rows
+  used: int = 0  # tokens
+  num_texts: int = 0
+  before: Sequence[int] = ()
+  path: np.ndarray = dataclasses.field(
+      default_factory=lambda: np.zeros(0, int))
+
+  def new_tokens(self, sequence, share):
+    """How many places the sequence would take."""
+    shared = _num_shared(self.before, sequence[:-1]) if share else 0
+    return len(sequence) - 1 - shared
+
+  def add(self, sequence, share):
+    """Adds a text; the places of its scores in [0, 2 T), first token's too."""
+    num_new, row, length = (
+        self.new_tokens(sequence, share), self.row, len(self.row.tokens))
+    *tokens, last = sequence
+    shared = len(tokens) - num_new
+    new = np.arange(self.used, self.used + num_new)
+    self.path = np.concatenate([self.path[:shared], new])
+    row.tokens[new] = tokens[shared:]
+    row.positions[new] = np.arange(shared, len(tokens))
+    row.parent[new] = np.concatenate([self.path[:1], self.path])[shared:-1]
+    self.used += num_new
+    row.end[self.path] = self.used
+    row.last[self.num_texts] = last
+    row.last_parent[self.num_texts] = self.path[-1]
+    self.num_texts += 1
+    self.before = tokens
+    return np.append(self.path, length + self.num_texts - 1)
+
+
+Path = tuple[int, np.ndarray]  # a text: its row, and the places of its scores
 
 
 def pack(
@@ -50,33 +94,35 @@ def pack(
 ) -> tuple[Rows, list[Path]]:
   """Packs sequences into rows of `length` tokens.
 
+  In lexicographic order each goes where it takes the least room: after the
+  text with which it shares its beginning, or into a gap of a row before.
+
   Args:
-    sequences: token ids, none longer than `length`.
+    sequences: token ids, two of them at least and `length` + 1 at most.
     length: T.
     share: whether common beginnings are stored once.
 
   Returns:
-    The rows, and where each sequence lies in them.
+    The rows, and where the scores of each sequence are in [R, 2 T]: those of
+    `tokens`, then those of `last`.
   """
+  rows: list[_OpenRow] = []
   paths: list[Path] = [(0, np.zeros(0, int))] * len(sequences)
-  rows = []
-  before, path, used = (), np.zeros(0, int), length
-  for i in sorted(range(len(sequences)), key=lambda i: tuple(sequences[i])):
-    sequence = sequences[i]
-    shared = _num_shared(before, sequence) if share else 0
-    if used + len(sequence) - shared > length:
-      rows.append(_blank_row(length))
-      shared = used = 0
-    new = np.arange(used, used + len(sequence) - shared)
-    path = np.concatenate([path[:shared], new])
-    row, used = rows[-1], used + len(new)
-    row.tokens[new] = sequence[shared:]
-    row.positions[new] = np.arange(shared, len(sequence))
-    row.parent[new] = np.concatenate([path[:1], path])[shared:-1]
-    row.end[path] = used
-    paths[i] = len(rows) - 1, path
-    before = sequence
-  return Rows(*(np.stack(field) for field in zip(*rows, strict=True))), paths
+  key = ((lambda i: tuple(sequences[i])) if share
+         else (lambda i: -len(sequences[i])))
+  for i in sorted(range(len(sequences)), key=key):
+    rooms = []
+    for r in range(max(0, len(rows) - OPEN_ROWS), len(rows)):
+      room = length - rows[r].used
+      need = rows[r].new_tokens(sequences[i], share)
+      if need <= room and rows[r].num_texts < length:
+        rooms.append((need, room, r))
+    if not rooms:
+      rows.append(_OpenRow(_blank_row(length)))
+    r = min(rooms)[2] if rooms else len(rows) - 1
+    paths[i] = r, rows[r].add(sequences[i], share)
+  return Rows(*(np.stack(field) for field in zip(
+      *(open_row.row for open_row in rows), strict=True))), paths
 
 
 def _num_shared(a, b):
@@ -87,14 +133,17 @@ def _num_shared(a, b):
 def _blank_row(length):
   """Padding: tokens that see themselves alone, seen by no other."""
   places = np.arange(length, dtype=np.int32)
-  return Rows(tokens=np.zeros_like(places), positions=np.zeros_like(places),
-              end=places + 1, parent=places.copy())
+  zeros = np.zeros_like(places)
+  return Rows(tokens=zeros, positions=zeros.copy(), end=places + 1,
+              parent=places.copy(), last=zeros.copy(),
+              last_parent=zeros.copy())
 
 
 def make_step(config: lm.Config) -> Callable[..., Any]:
-  """step((), Rows, params) -> ((), log p(token | those before it) [R, T]).
+  """step((), Rows, params) -> ((), log p [R, 2 T]).
 
-  The value of a text's first token means nothing.
+  log p of each of `tokens`, then of `last`, given the tokens before it. Of a
+  text's first token, and of padding, it means nothing.
   """
 
   def step(state, rows, params):
@@ -104,9 +153,11 @@ def make_step(config: lm.Config) -> Callable[..., Any]:
     x, _ = lm.hidden(params, config, rows.tokens, rows.positions, visible)
     normalizer = lm.log_normalizer(
         params, x.reshape(-1, config.width)).reshape(rows.tokens.shape)
-    before = jnp.take_along_axis(x, rows.parent[:, :, None], axis=1)
-    logit = jnp.sum(before * lm.head(params)[rows.tokens], axis=-1)
-    return state, logit - jnp.take_along_axis(normalizer, rows.parent, axis=1)
+    targets = jnp.concatenate([rows.tokens, rows.last], axis=1)
+    parents = jnp.concatenate([rows.parent, rows.last_parent], axis=1)
+    before = jnp.take_along_axis(x, parents[:, :, None], axis=1)
+    logit = jnp.sum(before * lm.head(params)[targets], axis=-1)
+    return state, logit - jnp.take_along_axis(normalizer, parents, axis=1)
 
   return step
 
@@ -244,7 +295,7 @@ def _by_row_length(
   groups: dict[int, list[int]] = {}
   for i, sequence in enumerate(sequences):
     length = ROW
-    while length < len(sequence):
+    while length < len(sequence) - 1:
       length *= GROWTH
     groups.setdefault(length, []).append(i)
   for length, members in groups.items():

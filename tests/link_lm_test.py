@@ -268,14 +268,16 @@ def test_eight_devices_give_what_one_does(folder):
 def test_a_token_sees_the_tokens_before_it_in_its_text_and_no_other(share):
   rng = np.random.default_rng(0)
   sequences = [[5, *rng.integers(0, 3, rng.integers(1, 9))] for _ in range(60)]
-  sequences += [sequences[0], [5], [7, 7]]
+  sequences += [sequences[0], [5, 0], [7, 7]]
   rows, paths = lm_score.pack(sequences, 16, share)
-  for sequence, (row, path) in zip(sequences, paths, strict=True):
-    np.testing.assert_array_equal(rows.tokens[row, path], sequence)
+  places = np.arange(16)
+  for (*before, last), (row, path) in zip(sequences, paths, strict=True):
+    path, at = path[:-1], path[-1] - 16
+    np.testing.assert_array_equal(rows.tokens[row, path], before)
+    assert (rows.last[row, at], rows.last_parent[row, at]) == (last, path[-1])
     np.testing.assert_array_equal(
-        rows.positions[row, path], np.arange(len(sequence)))
+        rows.positions[row, path], np.arange(len(before)))
     np.testing.assert_array_equal(rows.parent[row, path[1:]], path[:-1])
-    places = np.arange(16)
     for depth, i in enumerate(path):
       seen = (places <= i) & (i < rows.end[row])
       np.testing.assert_array_equal(np.flatnonzero(seen), path[:depth + 1])
@@ -285,8 +287,8 @@ def test_a_beam_is_packed_as_one_beginning_and_its_endings():
   beginning, endings = list(range(100, 120)), [[i, 1, 2] for i in range(10)]
   rows, _ = lm_score.pack([beginning + e for e in endings], 64)
   assert rows.tokens.shape == (1, 64)
-  # Padding sees itself alone, so it is what is at depth 0 beside token 0.
-  assert (rows.positions > 0).sum() == 19 + 10 * 3
+  # Of three tokens the last is no more than a target; padding is at depth 0.
+  assert (rows.positions > 0).sum() == 19 + 10 * 2
 
 
 def test_one_trace_for_each_size_of_a_batch(llama, monkeypatch):
