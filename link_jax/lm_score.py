@@ -30,7 +30,7 @@ from link_jax import weights
 from link_jax.likelihood import Likelihood
 from link_jax.likelihood import Text
 
-SHORT_ROW, ROW, GROWTH = 64, 256, 4  # rows of 64, 256, 1024, ... tokens
+SHORTEST, ROW = 64, 512  # tokens; longer rows only for texts that need them
 TOKENS_PER_CALL = 2048  # on each device
 OPEN_ROWS = 16  # the last rows, in whose gaps a text may go
 
@@ -291,16 +291,18 @@ class LanguageModel:
 def _by_row_length(
     sequences: Sequence[Sequence[int]],
 ) -> Iterable[tuple[int, list[int]]]:
-  """Groups of sequences that go into rows of one length."""
+  """Groups of sequences that go into rows of one length, a power of two."""
   groups: dict[int, list[int]] = {}
   for i, sequence in enumerate(sequences):
-    length = ROW
-    while length < len(sequence) - 1:
-      length *= GROWTH
-    groups.setdefault(length, []).append(i)
+    groups.setdefault(_power_of_two(max(ROW, len(sequence) - 1)), []).append(i)
   for length, members in groups.items():
-    few = sum(len(sequences[i]) for i in members) <= SHORT_ROW
-    yield SHORT_ROW if few else length, members
+    total = sum(len(sequences[i]) - 1 for i in members)
+    yield min(length, _power_of_two(max(SHORTEST, total))), members
+
+
+def _power_of_two(n):
+  """The least one that is not below n."""
+  return 1 << (n - 1).bit_length()
 
 
 def _batches(num_rows, most, num_devices):

@@ -103,7 +103,7 @@ def our_logits(model, ids):
   """[1, T, V]."""
   tokens = jnp.asarray(ids)[None]
   positions = jnp.arange(tokens.shape[1])[None]
-  x, _ = lm.hidden(
+  x, _ = jax.jit(lm.hidden, static_argnums=1)(
       model.params, model.config, tokens, positions, lm.causal(tokens))
   return lm.logits(model.params, x)
 
@@ -354,9 +354,10 @@ def test_decoding_with_a_cache_equals_the_whole_pass(folder):
   whole = our_logits(model, ids)[0]
   cache = lm.empty_cache(model.config, 1, 16)
   places = jnp.arange(16)[None, None]
+  hidden = jax.jit(lm.hidden, static_argnums=1)
   for start, stop in ((0, 5), (5, 6), (6, 12)):
     positions = jnp.arange(start, stop)[None]
-    x, cache = lm.hidden(
+    x, cache = hidden(
         model.params, model.config, jnp.array([ids[start:stop]]), positions,
         places <= positions[:, :, None], cache, start)
     np.testing.assert_allclose(
