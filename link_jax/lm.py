@@ -29,6 +29,8 @@ import jax.numpy as jnp
 
 VOCABULARY_CHUNK = 4096  # logits of so many words at a time
 BLOCK = 64  # queries whose keys end at the same place
+# TPUs and GPUs would round the factors of a product to fewer bits.
+float32_products = jax.default_matmul_precision('float32')
 HIDDEN = -1e30  # added to scores of keys out of sight; exp gives exactly 0
 
 
@@ -76,6 +78,7 @@ def causal(tokens: jax.Array) -> jax.Array:
       jnp.tril(jnp.ones((length, length), bool)), (len(tokens), length, length))
 
 
+@float32_products
 def hidden(
     params: Any,
     config: Config,
@@ -229,11 +232,13 @@ def head(params: Any) -> jax.Array:
   return params.get('head', params['embedding'])
 
 
+@float32_products
 def logits(params: Any, x: jax.Array) -> jax.Array:
   """x [..., D] -> [..., V]; for few x, as they are large."""
   return x @ head(params).T
 
 
+@float32_products
 def log_normalizer(
     params: Any, x: jax.Array, chunk: int = VOCABULARY_CHUNK
 ) -> jax.Array:

@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 import numpy as np
 import scipy.special
+import tokenizers
 
 from core_jax import mesh as mesh_lib
 from link_jax import lm
@@ -170,6 +171,15 @@ class _Encoded(NamedTuple):
   value: np.ndarray  # bool [T]: scored, and part of the value
 
 
+def num_tokens(encoding: tokenizers.Encoding) -> int:
+  """Tokens to the last of the text itself.
+
+  An end-of-text token that the tokenizer adds is no part of it.
+  """
+  own = np.flatnonzero(np.equal(encoding.special_tokens_mask, 0))
+  return int(own[-1]) + 1 if own.size else 0
+
+
 class LanguageModel:
   """A causal language model on a mesh; a `likelihood.Scorer`, and more.
 
@@ -240,11 +250,8 @@ class LanguageModel:
     if not 0 <= text.value_start <= len(text.text):
       raise ValueError(
           f'value_start={text.value_start} lies outside of {text.text!r}')
-    special = np.array(encoding.special_tokens_mask, bool)
-    # An end-of-text token that the tokenizer adds is no part of the text.
-    length = len(special) - int(np.argmin(special[::-1])) if (
-        not special.all()) else 0
-    scored = ~special[:length]
+    length = num_tokens(encoding)
+    scored = ~np.array(encoding.special_tokens_mask[:length], bool)
     scored[:1] = False  # It has nothing before it.
     if not scored.any():
       raise ValueError(

@@ -18,6 +18,7 @@ from link_jax.likelihood import Likelihood
 from link_jax.likelihood import Scorer
 from link_jax.likelihood import Text
 from link_jax.lm_score import LanguageModel
+from link_jax.lm_score import num_tokens
 
 SHORTEST = 32  # prompts and replies are padded to 32, 64, 128, ... tokens
 
@@ -151,8 +152,8 @@ def make_sampler(model: LanguageModel) -> Callable[..., list[str]]:
 
 def _batch(model, prompts, keys, max_new_tokens, temperature, top_p):
   """Prompts on the right of rows whose length is a power of two."""
-  ids = [encoding.ids for encoding in model.tokenizer.encode_batch(
-      list(prompts))]
+  ids = [encoding.ids[:num_tokens(encoding)]
+         for encoding in model.tokenizer.encode_batch(list(prompts))]
   for prompt, tokens in zip(prompts, ids, strict=True):
     if not 0 < len(tokens) <= model.config.context - max_new_tokens:
       raise ValueError(

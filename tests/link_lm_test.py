@@ -535,4 +535,4 @@ def test_smollm2_needs_the_rows_of_q_and_k_in_their_published_order():
   right, wrong = (
       lm_score.LanguageModel(m, one_device()).score(TEXTS[:1])[0]
       for m in (model, model._replace(params=pairs)))
-  assert wrong.sum / wrong.tokens < right.sum / right.tokens - .5
+  assert wrong.value_sum < right.value_sum - 3
