@@ -12,10 +12,11 @@ import platform
 from typing import Any
 
 from benchmarks import harness
+from benchmarks import link
 from benchmarks import msd
 
 # Each has cases(quick) -> benchmark -> size -> harness.Case.
-MODULES = (msd,)
+MODULES = (msd, link)
 
 
 def parse() -> argparse.Namespace:

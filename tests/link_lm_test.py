@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+import safetensors.torch
 import scipy.special
 import tokenizers
 import torch
@@ -86,7 +87,8 @@ def folder(request, tmp_path_factory):
 def llama(tmp_path_factory):
   path = tmp_path_factory.mktemp('llama')
   tokenizer = byte_level_bpe()
-  torch_model('llama', tokenizer.get_vocab_size()).save_pretrained(path)
+  torch_model('llama', tokenizer.get_vocab_size()).save_pretrained(
+      path, max_shard_size='40KB')  # several files
   tokenizer.save(str(path / 'tokenizer.json'))
   return path
 
@@ -231,6 +233,18 @@ def test_a_gguf_file_gives_the_params_of_the_folder(llama, tmp_path):
   assert (a.stop_tokens, a.fingerprint == b.fingerprint) == ((1,), False)
   for text in STATEMENTS:
     assert a.tokenizer.encode(text).ids == b.tokenizer.encode(text).ids
+
+
+def test_bfloat16_and_bare_names_are_read(folder, tmp_path):
+  path = broken(folder[0], tmp_path)
+  file = path / 'model.safetensors'
+  safetensors.torch.save_file({
+      name.removeprefix('transformer.').removeprefix('model.'): x.bfloat16()
+      for name, x in safetensors.torch.load_file(file).items()}, file)
+  rounded = jax.tree.map(
+      lambda x: np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32),
+      weights.load(folder[0]).params)
+  chex.assert_trees_all_equal(weights.load(path).params, rounded)
 
 
 # However they are batched.
@@ -423,13 +437,13 @@ def test_draws_follow_the_softmax_inside_the_nucleus():
 
 def test_candidates_are_drawn_without_replacement_by_their_probability():
   log_p = np.log([.5, .3, .2])
-  keys = jax.random.split(jax.random.key(0), 3000)
+  keys = jax.random.split(jax.random.key(0), 1000)
   drawn = np.array([sample.gumbel_top_k(log_p, 2, k) for k in keys])
   assert (drawn[:, 0] != drawn[:, 1]).all()
   # P(0 then 1) = .5 * .3 / .5, P(1 then 0) = .3 * .5 / .7.
   pairs = (drawn * [3, 1]).sum(1)
-  np.testing.assert_allclose((pairs == 1).mean(), .3, atol=.03)
-  np.testing.assert_allclose((pairs == 3).mean(), .15 / .7, atol=.03)
+  np.testing.assert_allclose((pairs == 1).mean(), .3, atol=.045)
+  np.testing.assert_allclose((pairs == 3).mean(), .15 / .7, atol=.045)
 
 
 def test_at_temperature_0_candidates_are_the_likeliest(llama):
@@ -485,7 +499,9 @@ def test_files_that_are_missing_or_damaged_are_named(llama, tmp_path):
   (path / 'tokenizer.json').write_text('{}')
   with pytest.raises(ValueError, match='tokenizer.json cannot be read'):
     weights.load(path)
-  (path / 'model.safetensors').rename(path / 'pytorch_model.bin')
+  (path / 'tokenizer.json').write_bytes((llama / 'tokenizer.json').read_bytes())
+  for file in path.glob('*.safetensors'):
+    file.rename(file.with_suffix('.bin'))
   with pytest.raises(ValueError, match='has no \\*.safetensors'):
     weights.load(path)
 
