@@ -204,16 +204,16 @@ def mix(
   """
   num_rows, length, heads, width = q.shape
   kv = k.shape[2]
-  q = q.reshape(num_rows, length, kv, -1, width).transpose(0, 2, 1, 3, 4)
+  # [B, K, heads that share keys, T, A]
+  q = q.reshape(num_rows, length, kv, -1, width).transpose(0, 2, 3, 1, 4)
   scores = q.reshape(num_rows, kv, -1, width) @ k.transpose(0, 2, 3, 1)
-  scores = scores.reshape(num_rows, kv, length, heads // kv, -1)
-  scores += bias[:, None, :, None]
+  scores = scores.reshape(num_rows, kv, heads // kv, length, -1)
+  scores += bias[:, None, None]
   weights = jnp.exp(scores - scores.max(-1, keepdims=True))
-  total = weights.sum(-1, keepdims=True)
   mixed = weights.reshape(num_rows, kv, -1, k.shape[1]) @ (
       v.transpose(0, 2, 1, 3))
-  mixed = mixed.reshape(num_rows, kv, length, -1, width) / total
-  return mixed.transpose(0, 2, 1, 3, 4).reshape(num_rows, length, -1)
+  mixed = mixed.reshape(q.shape) / weights.sum(-1, keepdims=True)
+  return mixed.transpose(0, 3, 1, 2, 4).reshape(num_rows, length, -1)
 
 
 def mlp(p: Any, config: Config, x: jax.Array) -> jax.Array:
