@@ -17,7 +17,6 @@ import pathlib
 from typing import Any
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -279,16 +278,14 @@ class LanguageModel:
   def _run(self, rows):
     """The step over all rows, in batches of few sizes."""
     num_rows, length = rows.tokens.shape
-    num_devices = self.mesh.shape['data']
+    batches = list(_batches(
+        num_rows, max(1, TOKENS_PER_CALL // length), self.mesh.shape['data']))
+    blanks = [_blank_row(length)] * (sum(batches[-1]) - num_rows)
+    rows = Rows(*(np.stack([*field, *blank]) for field, *blank in zip(
+        rows, *blanks, strict=True)))
     done = []
-    for start, size in _batches(
-        num_rows, max(1, TOKENS_PER_CALL // length), num_devices):
-      batch = jax.tree.map(lambda x: x[start:start + size], rows)  # noqa: B023
-      missing = size - len(batch.tokens)
-      if missing:
-        batch = jax.tree.map(
-            lambda x, blank: np.concatenate([x] + [blank[None]] * missing),  # noqa: B023
-            batch, _blank_row(length))
+    for start, size in batches:
+      batch = Rows(*(field[start:start + size] for field in rows))
       _, log_probs = self._step(
           (), mesh_lib.put(batch, self.mesh, P('data')), self.params)
       done.append(np.asarray(log_probs))

@@ -45,6 +45,8 @@ LLAMA = {
         ('up', 'kernel'): ('mlp.gate_proj', 'mlp.up_proj'),
         ('down', 'kernel'): ('mlp.down_proj',)}.items()}
 PREFIXES = ('transformer.', 'model.')
+
+
 class Model(NamedTuple):
   """A model on the host."""
 

@@ -11,6 +11,7 @@ import json
 import pathlib
 from typing import NamedTuple
 
+import gguf
 import numpy as np
 import safetensors
 import tokenizers
@@ -177,7 +178,6 @@ def _getter(config, path, must_be):
 
 def read_gguf(path: pathlib.Path) -> Checkpoint:
   """A Llama with a byte-level BPE tokenizer."""
-  import gguf  # of the extra [link]; a folder can be read without it
   try:
     reader = gguf.GGUFReader(path)
   except Exception as e:
@@ -194,6 +194,9 @@ def read_gguf(path: pathlib.Path) -> Checkpoint:
   if kind != 'llama':
     raise ValueError(
         f"{path}: general.architecture={kind!r}; 'llama' is known")
+  if any(tensor.name.startswith('rope_freqs') for tensor in reader.tensors):
+    raise ValueError(
+        f'{path}: scaled rotary positions (rope_freqs) are not supported')
   config = _gguf_config(get, path)
   tokenizer = _gguf_tokenizer(get, path)
   _check_vocabulary(tokenizer, config, path)
@@ -226,7 +229,6 @@ def _gguf_config(get, path):
 
 def _gguf_tensor(tensor, config):
   """(published name, a function that gives the tensor in float32)."""
-  import gguf
   *place, name, kind = tensor.name.split('.')
   heads = {'attn_q': config.num_heads, 'attn_k': config.num_kv_heads}.get(name)
   if place:

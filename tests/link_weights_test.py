@@ -108,6 +108,7 @@ def broken(path, tmp_path, **config):
 @pytest.mark.parametrize(('config', 'word'), [
     ({'model_type': 'bert'}, "model_type='bert'"),
     ({'hidden_act': 'relu'}, "hidden_act='relu'"),
+    ({'rope_parameters': {'rope_type': 'llama3'}}, "rope_type='llama3'"),
     ({'num_hidden_layers': 3}, 'lacks 9 of .*layers.2.input_layernorm.weight'),
     ({'intermediate_size': 40}, 'gate_proj.weight.*is of shape'),
     ({'vocab_size': 9}, 'the tokenizer has 3')])
