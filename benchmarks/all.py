@@ -12,11 +12,12 @@ import platform
 from typing import Any
 
 from benchmarks import harness
+from benchmarks import link
 from benchmarks import msd
 from benchmarks import stn
 
 # Each has cases(quick) -> benchmark -> size -> harness.Case.
-MODULES = (msd, stn)
+MODULES = (msd, stn, link)
 
 
 def parse() -> argparse.Namespace:
