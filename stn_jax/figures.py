@@ -7,6 +7,7 @@ import os
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import ScalarFormatter
 import numpy as np
 
 from core_jax import curves
@@ -74,6 +75,10 @@ def plot_comparison(
                marker='osD^v<>P'[i % 8], s=44, zorder=3, label=name)
   ax.set_xlabel('compute, in plain training runs', fontsize=9,
                 color=curves.INK)
+  ax.set_yscale('log')
+  # Losses seldom span a decade: ticks in between are named, too.
+  ax.yaxis.set_minor_formatter(ScalarFormatter())
+  ax.yaxis.set_major_formatter(ScalarFormatter())
   ax.legend(fontsize=8, frameon=False, labelcolor=curves.INK,
             loc='center left', bbox_to_anchor=(1.0, 0.5))
   _style(ax, measure)
