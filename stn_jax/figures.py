@@ -64,7 +64,7 @@ def plot_comparison(
     searches: name -> test loss of the best trial so far, after each.
     measure: what the vertical axis shows.
   """
-  canvas = Figure((6.4, 3.8), layout='constrained')
+  canvas = Figure((7.4, 3.8), layout='constrained')
   ax = canvas.subplots()
   for color, (name, values) in zip(
       curves.COLORS[4:], searches.items(), strict=False):
@@ -91,14 +91,15 @@ def plot_losses(
     updates_per_round: int,
 ) -> None:
   """Validation loss over training: name -> (round, loss)."""
-  canvas = Figure((6.4, 3.4), layout='constrained')
+  canvas = Figure((7.4, 3.4), layout='constrained')
   ax = canvas.subplots()
   for color, (name, curve) in zip(curves.COLORS, lines.items(), strict=False):
     x, y = np.array(curve, np.float64).T
     ax.plot(x * updates_per_round, y, color=color, linewidth=1.5, label=name)
   ax.set_xlabel('weight update', fontsize=9, color=curves.INK)
   ax.set_yscale('log')
-  ax.legend(fontsize=8, frameon=False, labelcolor=curves.INK)
+  ax.legend(fontsize=8, frameon=False, labelcolor=curves.INK,
+            loc='center left', bbox_to_anchor=(1.0, 0.5))
   _style(ax, 'validation loss, nats')
   canvas.savefig(path, dpi=150)
 

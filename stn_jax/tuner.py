@@ -282,10 +282,29 @@ def validation_update(
 ) -> tuple[State, dict[str, jax.Array]]:
   """One update of lam and rho after the warm-up; the weights rest."""
   (loss, carry), grads = hypergradient(problem, settings, state, batch, key)
+  metrics = {'valid_loss': loss,
+             'hypergradient_norm': optax.tree.norm(grads['lam'])}
+  if settings.tune_scales and settings.entropy_weight:
+    metrics |= sigma_balance(problem, settings, state.rho, grads['rho'])
   state = move(problem, settings, optimizers, state, grads)
-  return state.replace(valid_carry=carry), {
-      'valid_loss': loss,
-      'hypergradient_norm': optax.tree.norm(grads['lam'])}
+  return state.replace(valid_carry=carry), metrics
+
+
+def sigma_balance(
+    problem: problem_lib.Problem, settings: Settings, rho: jax.Array,
+    grad: jax.Array,
+) -> dict[str, jax.Array]:
+  """sigma dF/dsigma / tau of each hyperparameter, in the mean 1 at rest.
+
+  Below 1 sigma grows: the validation loss curves less than the entropy
+  asks for (sigma^2 = tau / curvature at rest, of a quadratic). `grad` is
+  that of F - tau H by rho.
+  """
+  sigma = space_lib.sigma(rho)
+  by_sigma = grad / jax.nn.sigmoid(rho)
+  balance = 1 + sigma * by_sigma / settings.entropy_weight
+  return {f'sigma_balance/{name}': balance[i]
+          for i, (name, h) in enumerate(problem.space.items()) if h.tuned}
 
 
 def move(

@@ -392,3 +392,18 @@ def test_a_problem_that_cannot_be_tuned_is_refused_at_once(changes, message):
 def test_an_unknown_method_is_refused():
   with pytest.raises(ValueError, match="'delta_stn' and 'stn'"):
     tuner.Settings('delta')
+
+
+def test_the_balance_of_sigma_is_one_at_rest():
+  """F = k (lam + eps)^2 / 2 has dF/dsigma = k sigma; tau / sigma at rest."""
+  problem = problem_lib.Problem(
+      None, {'a': space.real(0.0, sigma=0.5)}, None, None)
+  settings = tuner.Settings(entropy_weight=0.02)
+  k, tau = 0.5, 0.02
+  for sigma, expected in ((np.sqrt(tau / k), 1.0), (0.5, k * 0.25 / tau)):
+    rho = space.inverse_softplus(np.array([sigma], np.float32))
+    by_sigma = k * sigma - tau / sigma
+    grad = jnp.asarray(by_sigma / (1 + np.exp(-rho)), jnp.float32)
+    found = tuner.sigma_balance(problem, settings, jnp.asarray(rho), grad)
+    np.testing.assert_allclose(
+        found['sigma_balance/a'], expected, rtol=1e-4)
