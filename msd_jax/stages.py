@@ -37,6 +37,7 @@ class Setup:
   mesh: jax.sharding.Mesh
   teacher: nn.Module
   student: nn.Module
+  class_embeddings: np.ndarray | None = None  # [Y, E], for partition 'kmeans'
 
 
 def setup(config: Config) -> Setup:
@@ -53,8 +54,9 @@ def setup(config: Config) -> Setup:
       mesh_lib.make_mesh(config.num_students, config.student_devices),
       teacher=build(config.teacher.network),
       student=build(config.students.network))
-  partition.make_router(
-      config.partition, dataset.num_classes, config.num_students, config.seed)
+  if config.partition == 'kmeans':
+    run = dataclasses.replace(run, class_embeddings=_teacher_embeddings(run))
+  _router(run, config.num_students)
   for name in ('teacher', 'classifier', 'score_matching', 'students'):
     if config[name]:
       mesh_lib.check_batch_size(
@@ -72,13 +74,26 @@ def routers(run: Setup) -> dict[str, np.ndarray]:
 
   The students come last: the newest checkpoint of a run is theirs.
   """
-  num_classes = run.dataset.num_classes
-  make = lambda k: partition.make_router(
-      run.config.partition, num_classes, k, run.config.seed)
   found = {}
   if run.config.num_students > 1:
-    found = {f'single_{name}': make(1) for name in run.config.baselines}
-  return {**found, 'students': make(run.config.num_students)}
+    found = {f'single_{name}': _router(run, 1)
+             for name in run.config.baselines}
+  return {**found, 'students': _router(run, run.config.num_students)}
+
+
+def _router(run, num_students):
+  return partition.make_router(
+      run.config.partition, run.dataset.num_classes, num_students,
+      run.config.seed, run.class_embeddings)
+
+
+def _teacher_embeddings(run):
+  """Of the classes [Y, E], as a teacher that is trained already sees them."""
+  if not run.config.teacher_workdir:
+    raise ValueError(
+        "partition='kmeans' groups the classes as a trained teacher sees "
+        'them: give the run that trained it as teacher_workdir')
+  return partition.class_embeddings(teacher_results(run)['teacher'])
 
 
 def stage_steps(config: Any, router_names: Iterable[str]) -> dict[str, int]:

@@ -112,9 +112,14 @@ def test_a_teacher_of_another_run_is_taken_and_checked(tmp_path):
   first = tiny('digits', tmp_path, baselines=())
   train.train_and_evaluate(first, str(tmp_path / 'first'))
   second = tiny('digits', tmp_path, baselines=(), num_students=2,
-                teacher_workdir=str(tmp_path / 'first'))
+                partition='kmeans', teacher_workdir=str(tmp_path / 'first'))
   summary = train.train_and_evaluate(second, str(tmp_path / 'second'))
   assert summary['steps'] == second.students.num_steps
+  router = stages.routers(stages.setup(second))['students']
+  assert sorted(np.bincount(router)) == [5, 5]
+  alone = tiny('digits', tmp_path, partition='kmeans')
+  with pytest.raises(ValueError, match='give the run that trained it'):
+    stages.setup(alone)
   other = tiny('digits', tmp_path, baselines=(),
                teacher_workdir=str(tmp_path / 'first'), sigma_data=0.5)
   with pytest.raises(ValueError, match='sigma_data=0.75, this config has 0.5'):
