@@ -1,0 +1,1 @@
+"""Long-tail knowledge from symbolic rules (LINK, arXiv 2311.07237)."""
