@@ -255,7 +255,7 @@ def units(net: WordNet) -> Iterator[record.Row]:
     found = re.search(r'\bunit of (?:measurement of |measure of |the )?([a-z ]+'
                       r'?)(?: equal| used| by| in| for|;|,|$| \(| that)', gloss)
     if name is None or not found or ' or ' in gloss.split(' equal')[0] or (
-        re.search(r'\bunit\b|\.', name.lower())):
+        re.search(r'\bunit\b|\.| per ', name.lower())):
       continue
     quantity = _QUANTITIES.get(found[1].strip())
     if quantity:

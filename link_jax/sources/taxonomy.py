@@ -34,7 +34,9 @@ _TOO_WIDE = frozenset((
     'antineoplastic drug', 'roll of tobacco', 'rassling', 'dose', 'curative',
     'controlled substance', 'tea leaf', 'plant life', 'getup', 'accessory',
     'carnivorous bat', 'young mammal', 'food fish', 'drinking water', 'milk',
-    'organ stop', 'organ pipe', 'communicable disease', 'metatherian',
+    'organ stop', 'organ pipe', 'reed stop', 'flue stop', 'diapason', 'stop',
+    'reed pipe', 'rolling stock', 'gear', 'van', 'fleet', 'armada', 'navy',
+    'flagship', 'bedstead', 'hardware', 'military uniform', 'communicable disease', 'metatherian',
     'cultivated plant', 'house plant', 'garden plant', 'ornamental',
     'poisonous plant', 'crop', 'endemic'))
 """Classes that say little, or whose members are only mostly members."""

@@ -30,7 +30,7 @@ UNSURE = frozenset((
     'wined and dined', 'looked', 'sobered up', 'stood', 'peaked', 'bustled',
     'zigzagged', 'pulled through', 'kept up', 'taken the field', 'watched',
     'looked on', 'fled', 'tripped', 'fought', 'menstruated', 'scatted',
-    'doted', 'buttoned', 'postponed', 'scarred', 'amputated', 'unzipped',
+    'doted', 'reneged', 'buttoned', 'postponed', 'scarred', 'amputated', 'unzipped',
     'effected', 'limbered', 'alcoholized', 'chilled', 'leveraged', 'secreted',
     'tamponed', 'whiteouted', 'generaled', 'remaindered', 'lowballed',
     'applauded', 'financed', 'reaped', 'curried', 'rippled', 'pearled', 'worsted', 'privileged', 'bravoed', 'dissatisfied',
@@ -52,7 +52,7 @@ def participle(verb: str) -> str | None:
   first, _, rest = verb.partition(' ')
   if '-' in verb or (rest and rest not in _PARTICLES):
     return None
-  found = lemminflect.getInflection(first, tag='VBN')
+  found = lemminflect.getInflection(first, tag='VBN', inflect_oov=False)
   return f'{found[0]} {rest}'.strip() if found else None
 
 

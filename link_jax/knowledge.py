@@ -1,0 +1,126 @@
+"""Who proposes values: the protocol, and the embedded facts behind it."""
+
+from collections.abc import Sequence
+import dataclasses
+import hashlib
+import json
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from link_jax import facts as facts_lib
+from link_jax import graphs
+from link_jax import relations
+from link_jax import rules
+
+
+class Candidate(NamedTuple):
+  """A proposed value and who proposed it."""
+  value: str
+  provenance: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+  """Asks for `n` values of a variable, given those before it.
+
+  `call` counts the calls for the same values; with the seed it is a part of
+  what a cache knows an answer by, so that no call gets another's answer.
+  """
+  rule: rules.Rule
+  variable: str
+  bindings: tuple[tuple[str, str], ...]  # in search order, generics first
+  n: int
+  call: int
+  seed: int
+  accepted: tuple[str, ...] = ()
+  rejected: tuple[str, ...] = ()
+
+  @property
+  def known(self) -> dict[str, str]:
+    return dict(self.bindings)
+
+  @property
+  def predicates(self) -> tuple[rules.Predicate, ...]:
+    return graphs.prompt_predicates(
+        self.rule, self.variable, [name for name, _ in self.bindings])
+
+  @property
+  def datatype(self) -> str:
+    return self.rule.variable(self.variable).datatype
+
+  def key(self) -> str:
+    """A hash of what is asked, the seed and the number of the call."""
+    asked = [self.rule.name, self.variable, self.bindings, self.n, self.call,
+             self.seed]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+
+class KnowledgeModel(Protocol):
+  """Proposes values, a list for each query; it may propose what is wrong."""
+  name: str
+  fingerprint: str
+
+  def propose(self, queries: Sequence[Query]) -> list[list[Candidate]]:
+    ...
+
+
+class FactsModel:
+  """Draws from the embedded facts: along the first predicate that is bound,
+  or from the variable's set. The other predicates are the critic's to check.
+  """
+
+  def __init__(self, facts: facts_lib.Facts):
+    self.name, self.fingerprint = 'facts', facts.fingerprint
+    self._facts = facts
+    self._relations = {}
+
+  def propose(self, queries: Sequence[Query]) -> list[list[Candidate]]:
+    return [self._propose(query) for query in queries]
+
+  def _propose(self, query):
+    taken = {*query.accepted, *query.rejected}
+    pool = [value for value in self._pool(query) if value not in taken]
+    key = int(query.key()[:16], 16)
+    order = np.random.Generator(np.random.Philox(key)).permutation(len(pool))
+    return [Candidate(pool[i], self.name) for i in order[:query.n]]
+
+  def _pool(self, query):
+    source = query.rule.variable(query.variable).source
+    members = self._facts.sets.get(source)
+    known = query.known
+    for predicate in query.predicates:
+      found = self._along(predicate, query.variable, known)
+      if found is not None:
+        return [value for value in dict.fromkeys(found)
+                if members is None or value in members]
+    return list(members or ())
+
+  def _along(self, predicate, variable, known):
+    if not predicate.binding:
+      return None
+    relation = self._relation(predicate.binding)
+    x, y = predicate.arguments
+    return (relation.given_right(known[y]) if x == variable
+            else relation.given_left(known[x]))
+
+  def _relation(self, binding):
+    if binding not in self._relations:
+      self._relations[binding] = relations.parse(binding, self._facts)
+    return self._relations[binding]
+
+
+def check_bindings(rule: rules.Rule, facts: facts_lib.Facts) -> None:
+  """Raises RuleError where a rule names what the facts do not have."""
+  for predicate in rule.premises:
+    if predicate.binding:
+      try:
+        relations.parse(predicate.binding, facts)
+      except ValueError as e:
+        raise rules.RuleError(
+            f'rule {rule.name!r}, bindings: {predicate.symbol}: {e}') from e
+  for variable in rule.variables:
+    if variable.source and variable.source not in facts.sets:
+      raise rules.RuleError(
+          f'rule {rule.name!r}, types: {variable.name} is to be of the set '
+          f'{variable.source!r}; there are {", ".join(sorted(facts.sets))}')
