@@ -48,8 +48,8 @@ GROUPS = {
         'cheese', 'dairy product', 'meat', 'pork', 'shellfish', 'seafood',
         'vegetable', 'solanaceous vegetable', 'cruciferous vegetable',
         'edible fruit', 'citrus', 'berry', 'bread', 'sausage', 'flour',
-        'alcohol', 'sugar', 'syrup', 'root vegetable', 'bean', 'dried fruit',
-        'saltwater fish', 'condiment', 'sauce', 'herring', 'wine'),
+        'sugar', 'syrup', 'root vegetable', 'bean', 'dried fruit',
+        'saltwater fish', 'condiment', 'sauce', 'herring'),
     'shunned_drink': (
         'alcohol', 'liquor', 'wine', 'brandy', 'whiskey', 'liqueur', 'beer',
         'fruit juice', 'citrus', 'sugar', 'syrup', 'dairy product', 'coffee',
