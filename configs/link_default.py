@@ -20,7 +20,7 @@ def get_config(variant=''):
   config.only_rules = ()  # names; (): all
 
   config.knowledge = ml_collections.ConfigDict(dict(
-      kind='facts', parser='tolerant', http=dict(
+      kind='facts', guess_share=0.25, parser='tolerant', http=dict(
           base_url='', model='', key_variable='OPENAI_API_KEY',
           temperature=0.7, top_p=1., max_tokens=512, max_bad_answers=3,
           in_words=False, timeout_seconds=60.)))

@@ -67,13 +67,20 @@ class KnowledgeModel(Protocol):
 
 class FactsModel:
   """Draws from the embedded facts: along the first predicate that is bound,
-  or from the variable's set. The other predicates are the critic's to check.
+  or from the variable's set.
+
+  Like any knowledge model it also guesses: `guess_share` of the values are of
+  the right set, whatever the predicates say. The critic is to find them out.
   """
 
-  def __init__(self, facts: facts_lib.Facts):
-    self.name, self.fingerprint = 'facts', facts.fingerprint
-    self._facts = facts
-    self._relations = {}
+  def __init__(self, facts: facts_lib.Facts, guess_share: float = 0.):
+    if not 0 <= guess_share < 1:
+      raise ValueError(
+          f'knowledge.guess_share is {guess_share}, not in [0, 1)')
+    self.name = 'facts'
+    self.fingerprint = f'{facts.fingerprint} {guess_share}'
+    self._facts, self._guess_share = facts, guess_share
+    self._relations, self._lists = {}, {}
 
   def propose(self, queries: Sequence[Query]) -> list[list[Candidate]]:
     return [self._propose(query) for query in queries]
@@ -82,8 +89,28 @@ class FactsModel:
     taken = {*query.accepted, *query.rejected}
     pool = [value for value in self._pool(query) if value not in taken]
     key = int(query.key()[:16], 16)
-    order = np.random.Generator(np.random.Philox(key)).permutation(len(pool))
-    return [Candidate(pool[i], self.name) for i in order[:query.n]]
+    generator = np.random.Generator(np.random.Philox(key))
+    guesses = self._guesses(query, generator, taken)
+    order = generator.permutation(len(pool))[:query.n - len(guesses)]
+    return [Candidate(value, self.name)
+            for value in (*(pool[i] for i in order), *guesses)]
+
+  def _guesses(self, query, generator, taken):
+    """Values of the set, for the part of a query that is guessed."""
+    variable = query.rule.variable(query.variable)
+    members = self._members(variable.source)
+    count = int(self._guess_share * query.n)
+    first = len(query.bindings) == len(query.rule.generics)
+    if first or variable.role == 'factual' or not members:
+      return []
+    drawn = generator.integers(len(members), size=count)
+    return [members[i] for i in drawn if members[i] not in taken]
+
+  def _members(self, source):
+    """A set as a tuple, made once."""
+    if source not in self._lists:
+      self._lists[source] = tuple(self._facts.sets.get(source, ()))
+    return self._lists[source]
 
   def _pool(self, query):
     source = query.rule.variable(query.variable).source

@@ -109,7 +109,8 @@ def limits_of(config: Config):
 def _knowledge(config, client):
   kind = config.knowledge.kind
   if kind == 'facts':
-    return knowledge_lib.FactsModel(facts_lib.embedded())
+    return knowledge_lib.FactsModel(
+        facts_lib.embedded(), config.knowledge.guess_share)
   if kind == 'http':
     from link_jax import http_model
     return http_model.HttpKnowledge(
