@@ -40,6 +40,8 @@ def cited(rows: list[record.Row], nets: dict[str, WordNet]) -> list[str]:
   for prefix, net in nets.items():
     offsets = {r.source.split(':')[1] for r in rows
                if r.source.startswith(f'{prefix}:')}
+    offsets |= {o for one in offsets
+                for o in net.synsets[one].follow('*', '>')}
     offsets |= {o for one in offsets for o in net.above(one)}
     for offset in offsets:
       synset = net.synsets[offset]

@@ -30,7 +30,7 @@ UNSURE = frozenset((
     'wined and dined', 'looked', 'sobered up', 'stood', 'peaked', 'bustled',
     'zigzagged', 'pulled through', 'kept up', 'taken the field', 'watched',
     'looked on', 'fled', 'tripped', 'fought', 'menstruated', 'scatted',
-    'doted', 'reneged', 'buttoned', 'postponed', 'scarred', 'amputated', 'unzipped',
+    'doted', 'reneged', 'proof read', 'buttoned', 'postponed', 'scarred', 'amputated', 'unzipped',
     'effected', 'limbered', 'alcoholized', 'chilled', 'leveraged', 'secreted',
     'tamponed', 'whiteouted', 'generaled', 'remaindered', 'lowballed',
     'applauded', 'financed', 'reaped', 'curried', 'rippled', 'pearled', 'worsted', 'privileged', 'bravoed', 'dissatisfied',
