@@ -79,9 +79,9 @@ def show(config: ml_collections.ConfigDict) -> str:
         ('max_cost', limits.max_cost)) if limits_value]
     lines.append(
         f'at most {bound.calls:,} calls, {bound.prompt_tokens:,} tokens of '
-        f'prompts and {bound.completion_tokens:,} of answers, cost {cost:,.2f}; '
-        f'limits: {", ".join(held) or "none"}')
+        f'prompts and {bound.completion_tokens:,} of answers, cost '
+        f'{cost:,.2f}; limits: {", ".join(held) or "none"}')
   else:
-    lines.append(f'at most {bound.questions:,} questions to the embedded facts; '
-                 'no call, no cost')
+    lines.append(f'at most {bound.questions:,} questions to the embedded '
+                 'facts; no call, no cost')
   return '\n'.join(lines)

@@ -5,7 +5,8 @@ import hashlib
 import json
 import pathlib
 import sqlite3
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 
 class Reply(NamedTuple):

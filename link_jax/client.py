@@ -13,7 +13,8 @@ import dataclasses
 import os
 import random
 import time
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 import aiolimiter
 import httpx
@@ -79,7 +80,8 @@ class Client:
     self._stop = None
     self._not_before = 0.
 
-  def ask(self, path: str, requests: Sequence[Request]) -> list[cache_lib.Reply]:
+  def ask(
+      self, path: str, requests: Sequence[Request]) -> list[cache_lib.Reply]:
     """Answers in order, from the cache where they are there.
 
     Raises:

@@ -3,7 +3,8 @@
 from collections import Counter
 from collections.abc import Sequence
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
+from typing import Protocol
 
 import numpy as np
 

@@ -7,7 +7,8 @@ one call go out together, so that a model can answer them side by side.
 from collections import Counter
 from collections.abc import Sequence
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 from link_jax import critic as critic_lib
 from link_jax import graphs

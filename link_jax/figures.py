@@ -92,8 +92,8 @@ def deltas(
   axes.axvline(0, color=_GREY, linewidth=0.8)
   axes.axvline(effective, color=TAIL, linewidth=1, linestyle='--')
   axes.set_yticks(range(len(by_domain)), list(reversed(by_domain)), fontsize=8)
-  axes.set_xlabel("delta of a rule, nats a token; line: a domain's mean; dashed:"
-                  f' {effective}', fontsize=8, color=_INK)
+  axes.set_xlabel("delta of a rule, nats a token; line: a domain's mean; "
+                  f'dashed: {effective}', fontsize=8, color=_INK)
   axes.tick_params(left=False)
   _tidy(axes)
   _save(figure, path)

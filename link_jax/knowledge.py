@@ -4,7 +4,8 @@ from collections.abc import Sequence
 import dataclasses
 import hashlib
 import json
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
+from typing import Protocol
 
 import numpy as np
 

@@ -5,7 +5,8 @@ one has to guess what a mean was taken over.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
+from typing import Protocol
 
 
 class Text(NamedTuple):

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from collections.abc import Sequence
 import math
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -150,6 +151,7 @@ def summary(rows: Sequence[Row], seed: int, num_resamples: int,
       'share_effective': found.share_effective,
       'share_positive': found.share_positive,
       'auc': mean_auc(rows), 'overlap': overlap(head, tail, bin_nats),
+      'delta_pooled': controlled_delta(rows, length=False, frequency=False),
       'delta_length': controlled_delta(rows, length=True, frequency=False),
       'delta_length_zipf': controlled_delta(rows, length=True, frequency=True),
       'head': len(head), 'longtail': len(tail)}

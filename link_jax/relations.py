@@ -10,7 +10,8 @@ import bisect
 from collections.abc import Iterator
 import dataclasses
 import functools
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
+from typing import Protocol
 
 from link_jax import facts as facts_lib
 

@@ -20,9 +20,9 @@ from link_jax import tools
 
 Statement = dict[str, Any]
 _SELECTORS = {
-    'compat75': 'published: upper and lower 75 %',
+    'compat75': 'published, 75 %',
     'quantile': 'disjoint quantiles',
-    'length_matched': 'disjoint, lengths matched'}
+    'length_matched': 'lengths matched'}
 
 
 def rows_of(statements: Sequence[Statement], scorer: str, norm: str
@@ -90,7 +90,7 @@ def report(
       command=folder.resume_command(path),
       sections=[*_distributions(statements, figures_of, config, path),
                 *_by_domain(statements, config),
-                *_controls(statements, config, path),
+                *_controls(statements, figures_of, config, path),
                 *_funnel(config, path),
                 *_examples(statements), *_rules(statements, config)])
   print(_closing(figures_of, statements, page), flush=True)
@@ -128,10 +128,10 @@ def _distributions(statements, figures_of, config, path):
   for key, x in figures_of.items():
     kind, scorer = key.split(' ')
     table.append([
-        _SELECTORS[kind] + (' (this run)' if kind == config.selector else ''),
-        scorer, x['delta'], f'{x["delta_low"]:.3f} to {x["delta_high"]:.3f}',
-        x['share_effective'], x['auc'], x['overlap'], x['delta_length'],
-        x['delta_length_zipf'], x['head'], x['longtail']])
+        _selector(kind, config), scorer, x['delta'],
+        f'{x["delta_low"]:.2f} to {x["delta_high"]:.2f}',
+        x['share_effective'], x['auc'], x['overlap'], x['head'],
+        x['longtail']])
   return [
       report_lib.Heading('Head and tail'),
       *([report_lib.Figure(plot, 'Likelihood of the full statements, head '
@@ -139,13 +139,16 @@ def _distributions(statements, figures_of, config, path):
         if plot.exists() else []),
       report_lib.Table(
           ['selector', 'judge', 'delta', '95 %', f'> {measure.EFFECTIVE}',
-           'AUC', 'overlap', 'length held', 'length and frequency held',
-           'head', 'tail'], table,
+           'AUC', 'overlap', 'head', 'tail'], table,
           'delta is mean(head) - mean(tail) in nats a token, a mean over rules '
           'with its bootstrap interval; then the share of rules above '
-          f'{measure.EFFECTIVE}, the mean AUC of rules, the area that the '
-          'histograms share, and what is left of delta at equal length and at '
-          'equal length and word frequency (least squares within rules).')]
+          f'{measure.EFFECTIVE}, the mean AUC of rules, and the area that the '
+          'histograms share.')]
+
+
+def _selector(kind, config):
+  mark = ' (this run)' if kind == config.selector else ''
+  return _SELECTORS[kind] + mark
 
 
 def _unit(config):
@@ -164,12 +167,13 @@ def _by_domain(statements, config):
                              config.measure.num_resamples).mean,
                measure.mean_auc(found)]
     rows.append(line)
-  columns = [c for s in evaluators(config) for c in (f'delta, {s}', f'AUC, {s}')]
+  columns = [f'{figure}, {scorer}' for scorer in evaluators(config)
+             for figure in ('delta', 'AUC')]
   return [report_lib.Table(
       ['domain', 'rules', 'statements', *columns], rows, 'By domain')]
 
 
-def _controls(statements, config, path):
+def _controls(statements, figures_of, config, path):
   scorer = evaluators(config)[-1]
   rows = rows_of(statements, scorer, config.search.norm)
   deltas = {}
@@ -200,7 +204,15 @@ def _controls(statements, config, path):
            'Zipf, tail', 'rank correlation with length', 'with frequency'],
           table, "Means, and Spearman's correlations of the score within "
           'rules. A score that goes with length ranks long names, not rare '
-          'ones.')]
+          'ones.'),
+      report_lib.Table(
+          ['selector', 'judge', 'delta', 'at equal length',
+           'at equal length and frequency'],
+          [[_selector(key.split(' ')[0], config), key.split(' ')[1],
+            x['delta_pooled'], x['delta_length'], x['delta_length_zipf']]
+           for key, x in figures_of.items()],
+          'What of delta is left, by least squares within rules. A judge that '
+          'counts words is frequency itself: little is left by design.')]
 
 
 def _funnel(config, path):

@@ -91,7 +91,8 @@ def parse(name: str, entry: Any) -> rules.Rule:
 
 
 def _fail(rule, field, message):
-  raise rules.RuleError(f'rule {rule!r}{", " if field else ""}{field}: {message}')
+  where = f', {field}' if field else ''
+  raise rules.RuleError(f'rule {rule!r}{where}: {message}')
 
 
 def _declared(fail, variables):

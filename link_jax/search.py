@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import dataclasses
 import hashlib
 import math
-from typing import Any, NamedTuple
+from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 

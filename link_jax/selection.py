@@ -59,15 +59,18 @@ def part(n: int, kind: str, quantile: float) -> int:
 
 def step(
     selector: Selector, scored: Sequence[Scored], split: str) -> list[int]:
-  """Who goes on to the next variable: indices, best first."""
-  quantile = 0.5
-  if selector.kind != 'length_matched':
-    keep = part(len(scored), selector.kind, quantile)
-    return ordered(scored, split)[:min(keep, selector.beam_size)]
+  """Who goes on to the next variable: indices, best first.
+
+  The disjoint kinds keep the better half; of an odd number the one in the
+  middle goes on in both splits, for it is the statements that must not meet.
+  """
+  ratio = 0.75 if selector.kind == 'compat75' else 0.5
+  groups = (list(_by_length(scored).values())
+            if selector.kind == 'length_matched' else [range(len(scored))])
   kept = [
-      group[i] for group in _by_length(scored).values()
+      group[i] for group in groups
       for i in ordered([scored[j] for j in group], split)[
-          :part(len(group), selector.kind, quantile)]]
+          :math.ceil(ratio * len(group))]]
   rank = {i: r for r, i in enumerate(ordered(scored, split))}
   return sorted(kept, key=rank.__getitem__)[:selector.beam_size]
 

@@ -82,7 +82,7 @@ def build(config: Config, path: pathlib.Path) -> Tools:
     raise ValueError(
         f'evaluators: {config.ranker!r} ranks, so it cannot judge its own '
         'ranking; choose another ranker or evaluator')
-  scorers = {name: _scorer(name, client) for name in names}
+  scorers = {name: scorer(name, client) for name in names}
   return Tools(_knowledge(config, client), _critic(config), scorers, client)
 
 
@@ -136,14 +136,15 @@ def _critic(config):
       from link_jax import lm_score
       critics.append(critic_lib.YesNoCritic(lm_score.load_scorer(model)))
     else:
-      raise ValueError(f"critic.kinds: {kind!r} is not known; there are 'facts' "
-                       "and 'yes-no:MODEL'")
+      raise ValueError(f'critic.kinds: {kind!r} is not known; there are '
+                       "'facts' and 'yes-no:MODEL'")
   if not critics:
     raise ValueError('critic.kinds is empty: nothing would be checked')
   return critics[0] if len(critics) == 1 else critic_lib.FirstOf(critics)
 
 
-def _scorer(name, client):
+def scorer(name: str, client: Any = None) -> likelihood_lib.Scorer:
+  """A scorer by name: 'bigram', 'unigram', 'http:MODEL', or weights."""
   if name in SCORERS:
     return Remembering(SCORERS[name]())
   if name.startswith('http:'):

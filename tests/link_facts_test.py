@@ -220,8 +220,9 @@ def holds(name, x, y, sources, net, world):
       return element(x).atomic_number < element(y).atomic_number
     case 'belongs_to':
       word = y.split()[0].split('-')[-1]
-      return word in element(x).series.lower().replace('poor', 'transition') or (
-          y == 'reactive nonmetal' and element(x).series == 'Nonmetals')
+      series = element(x).series
+      return word in series.lower().replace('poor', 'transition') or (
+          y == 'reactive nonmetal' and series == 'Nonmetals')
   return of_places(name, x, y, sources, world)
 
 

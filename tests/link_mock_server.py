@@ -99,7 +99,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
       self.reply(200, {
           'answered': sum(s.answered.values()),
           'distinct': len(s.answered),
-          'most': max(s.answered.values(), default=0), 'failed': dict(s.failed)})
+          'most': max(s.answered.values(), default=0),
+          'failed': dict(s.failed)})
 
   def do_POST(self):
     body = self.rfile.read(int(self.headers['Content-Length']))

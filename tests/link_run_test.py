@@ -83,7 +83,7 @@ def test_killed_at_any_event_it_ends_in_the_same_bytes(fork, tmp_path):
   events = journal.Journal(tmp_path / 'whole' / 'journal.jsonl').events
   assert len(events) > 20
   chosen = random.Random(0)
-  for die_at in range(1, len(events)):
+  for _ in range(1, len(events)):
     process = start(fork, tmp_path / 'killed', '', 1)  # dies after each event
     process.join()
     assert process.exitcode == -9

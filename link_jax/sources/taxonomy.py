@@ -29,16 +29,17 @@ _TOO_WIDE = frozenset((
     'nutriment', 'course', 'unit', 'young', 'offspring', 'male', 'female',
     'hybrid', 'domestic animal', 'pest', 'work animal', 'larva', 'varmint',
     'critter', 'creepy-crawly', 'stunt', 'survivor', 'range animal', 'weed',
-    'herb', 'vine', 'perennial', 'annual', 'biennial', 'aquatic', 'cultivar',
-    'wilding', 'acrogen', 'hygrophyte', 'gametophyte', 'sporophyte', 'escape',
-    'antineoplastic drug', 'roll of tobacco', 'rassling', 'dose', 'curative',
-    'controlled substance', 'tea leaf', 'plant life', 'getup', 'accessory',
-    'carnivorous bat', 'young mammal', 'food fish', 'drinking water', 'milk',
-    'organ stop', 'organ pipe', 'reed stop', 'flue stop', 'diapason', 'stop',
-    'reed pipe', 'rolling stock', 'gear', 'van', 'fleet', 'armada', 'navy',
-    'flagship', 'bedstead', 'hardware', 'military uniform', 'communicable disease', 'metatherian',
-    'cultivated plant', 'house plant', 'garden plant', 'ornamental',
-    'poisonous plant', 'crop', 'endemic'))
+    'herb', 'vine', 'perennial', 'annual', 'biennial', 'aquatic',
+    'cultivar', 'wilding', 'acrogen', 'hygrophyte', 'gametophyte',
+    'sporophyte', 'escape', 'antineoplastic drug', 'roll of tobacco',
+    'rassling', 'dose', 'curative', 'controlled substance', 'tea leaf',
+    'plant life', 'getup', 'accessory', 'carnivorous bat', 'young mammal',
+    'food fish', 'drinking water', 'milk', 'organ stop', 'organ pipe',
+    'reed stop', 'flue stop', 'diapason', 'stop', 'reed pipe',
+    'rolling stock', 'gear', 'van', 'fleet', 'armada', 'navy', 'flagship',
+    'bedstead', 'hardware', 'military uniform', 'communicable disease',
+    'metatherian', 'cultivated plant', 'house plant', 'garden plant',
+    'ornamental', 'poisonous plant', 'crop', 'endemic'))
 """Classes that say little, or whose members are only mostly members."""
 GROUPS = {
     'allergen': (

@@ -19,24 +19,27 @@ _PARTICLES = frozenset(
     'up down in out off on over away back through to at about ahead along '
     'around behind by for into with together fast asleep'.split())
 _VAGUE = frozenset((
-    'act', 'be', 'necked', 'treat', 'construct', 'lie', 'supply', 'give', 'have', 'change', 'move', 'happen', 'do', 'get', 'go', 'make',
-    'change state', 'travel', 'breathe', 'interact', 'happen', 'behave',
-    'turn', 'discolour', 'rise', 'stay', 'conjoin', 'increase', 'decrease',
+    'act', 'be', 'necked', 'treat', 'construct', 'lie', 'supply', 'give',
+    'have', 'change', 'move', 'happen', 'do', 'get', 'go', 'make',
+    'change state', 'travel', 'breathe', 'interact', 'behave', 'turn',
+    'discolour', 'rise', 'stay', 'conjoin', 'increase', 'decrease',
     'change magnitude', 'change shape', 'change integrity', 'convert'))
 UNSURE = frozenset((
     'brewed', 'queued up', 'split up', 'bought', 'breathed', 'mastered',
-    'left behind', 'crouched', 'seduced', 'shopped', 'knit', 'sewn', 'matured',
-    'telephoned', 'bid', 'hunched', 'caught up', 'crusted', 'sublimed',
-    'wined and dined', 'looked', 'sobered up', 'stood', 'peaked', 'bustled',
-    'zigzagged', 'pulled through', 'kept up', 'taken the field', 'watched',
-    'looked on', 'fled', 'tripped', 'fought', 'menstruated', 'scatted',
-    'doted', 'reneged', 'proof read', 'buttoned', 'postponed', 'scarred', 'amputated', 'unzipped',
-    'effected', 'limbered', 'alcoholized', 'chilled', 'leveraged', 'secreted',
-    'tamponed', 'whiteouted', 'generaled', 'remaindered', 'lowballed',
-    'applauded', 'financed', 'reaped', 'curried', 'rippled', 'pearled', 'worsted', 'privileged', 'bravoed', 'dissatisfied',
-    'smooched', 'footed', 'fled', 'punished', 'weaned', 'challenged', 'licensed',
-    'arraigned', 'sentenced', 'contemned', 'discontented',
-    'popped', 'approached', 'hit the books', 'scored', 'sat', 'listened'))
+    'left behind', 'crouched', 'seduced', 'shopped', 'knit', 'sewn',
+    'matured', 'telephoned', 'bid', 'hunched', 'caught up', 'crusted',
+    'sublimed', 'wined and dined', 'looked', 'sobered up', 'stood',
+    'peaked', 'bustled', 'zigzagged', 'pulled through', 'kept up',
+    'taken the field', 'watched', 'looked on', 'fled', 'tripped', 'fought',
+    'menstruated', 'scatted', 'doted', 'reneged', 'proof read', 'buttoned',
+    'postponed', 'scarred', 'amputated', 'unzipped', 'effected', 'limbered',
+    'alcoholized', 'chilled', 'leveraged', 'secreted', 'tamponed',
+    'whiteouted', 'generaled', 'remaindered', 'lowballed', 'applauded',
+    'financed', 'reaped', 'curried', 'rippled', 'pearled', 'worsted',
+    'privileged', 'bravoed', 'dissatisfied', 'smooched', 'footed',
+    'punished', 'weaned', 'challenged', 'licensed', 'arraigned',
+    'sentenced', 'contemned', 'discontented', 'popped', 'approached',
+    'hit the books', 'scored', 'sat', 'listened'))
 """Acts of which an entailment that WordNet gives is not sure, or in a sense
 that the word alone does not tell."""
 _CAUSED = {
