@@ -1,5 +1,6 @@
 """What a run may cost at most, before anything is spent."""
 
+import math
 from typing import NamedTuple
 
 import ml_collections
@@ -40,16 +41,13 @@ def of_rule(rule: rules_lib.Rule, config: ml_collections.ConfigDict) -> Bound:
     questions += asked
     known = tuple(generic.items()) + tuple(
         (v, 'x' * LONGEST_VALUE_BYTES) for v in variables[:i])
-    # Every value so far stands in the list of what is not wanted.
-    longest = (per_call * calls * (LONGEST_VALUE_BYTES + 2) if http else 0)
     query = knowledge.Query(rule, name, known, per_call, 0, 0)
     text = http_model.prompt_of(query, config.knowledge.http.in_words)
-    prompt += asked * tries * (client_lib.prompt_bound(
-        {'prompt': text}) + longest + 64)
-    # What a reply can hold: a token is at least a byte of a value's line.
-    most = min(per_call, config.knowledge.http.max_tokens) if not http else (
-        config.knowledge.http.max_tokens)
-    grown = parents * calls * most
+    # Values of the calls before stand in the list of what is not wanted.
+    avoided = (calls - 1) / 2 * per_call * (LONGEST_VALUE_BYTES + 2)
+    prompt += math.ceil(asked * tries * (client_lib.prompt_bound(
+        {'prompt': text}) + avoided + 64))
+    grown = parents * calls * per_call
     parents = grown if i == 0 else min(grown, s.beam_size)
   if not http:
     return Bound(questions, 0, 0, 0)

@@ -50,8 +50,9 @@ def generate(
     file (without any that both of its splits have).
   """
   config = tools_lib.resolved(config)
-  path = folder.claim(workdir, identity(config))
+  tools_lib.check(config)
   rules = tools_lib.rules_of(config)
+  path = folder.claim(workdir, identity(config))
   tools = tools_lib.build(config, path)
   journal = journal_lib.Journal(path / 'journal.jsonl')
   try:

@@ -71,7 +71,7 @@ class HttpKnowledge:
         taken = {*queries[i].accepted, *queries[i].rejected}
         found[i] = [knowledge_lib.Candidate(value, self.name)
                     for value in self._parse(_content(reply.body))
-                    if value not in taken]
+                    if value not in taken][:queries[i].n]
       open_ = [i for i in open_ if not found[i]]
       if not open_:
         break

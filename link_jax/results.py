@@ -212,7 +212,22 @@ def _controls(statements, figures_of, config, path):
             x['delta_pooled'], x['delta_length'], x['delta_length_zipf']]
            for key, x in figures_of.items()],
           'What of delta is left, by least squares within rules. A judge that '
-          'counts words is frequency itself: little is left by design.')]
+          'counts words is frequency itself: little is left by design.'),
+      _norms(statements, scorer)]
+
+
+def _norms(statements, scorer):
+  """Every number that can be made of a judge's likelihoods."""
+  rows = []
+  for norm in likelihood.NORMS:
+    found = rows_of(statements, scorer, norm)
+    rows.append([norm, measure.mean_auc(found),
+                 measure.spearman(found, 'length'),
+                 measure.spearman(found, 'zipf')])
+  return report_lib.Table(
+      ['norm', 'AUC', 'rank correlation with length', 'with frequency'], rows,
+      f'Norms of the likelihoods of {scorer}: mean and per_byte of the full '
+      'statement, value_mean of the last value given its prefix, and totals')
 
 
 def _funnel(config, path):

@@ -27,8 +27,10 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     loop.Interrupted: SIGTERM or Ctrl-C; all is saved.
   """
   started = time.monotonic()
+  tools.check(tools.resolved(config))
+  plan = bounds.show(config)
   path = folder.claim(workdir, generate.identity(tools.resolved(config)))
-  print(f'{bounds.show(config)}\nresults go to {path}', flush=True)
+  print(f'{plan}\nresults go to {path}', flush=True)
   with folder.stop_request() as stop:
     try:
       found = generate.generate(config, workdir, _Progress(config), stop)

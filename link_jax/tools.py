@@ -41,6 +41,30 @@ def resolved(config: Config) -> Config:
   return config
 
 
+def check(config: Config) -> None:
+  """Raises ValueError, with the field, for what no run can be made of."""
+  for kind in (config.selector, *config.compare):
+    selection.Selector(kind, config.search.quantile)
+  likelihood_lib.check_norm(config.search.norm)
+  if config.ranker in (*config.evaluators, config.language_model):
+    raise ValueError(
+        f'evaluators: {config.ranker!r} ranks, so it cannot judge its own '
+        'ranking; choose another ranker or evaluator')
+  if not (config.evaluators or config.language_model):
+    raise ValueError('evaluators is empty: nobody would judge the ranking')
+  kind, http = config.knowledge.kind, config.knowledge.http
+  if kind not in ('facts', 'http'):
+    raise ValueError(
+        f"knowledge.kind is {kind!r}; there are 'facts' and 'http'")
+  if kind == 'http' and not (http.base_url and http.model):
+    raise ValueError('knowledge.http: base_url and model are needed')
+  if config.knowledge.parser not in parse.PARSERS:
+    raise ValueError(f'knowledge.parser is {config.knowledge.parser!r}; there '
+                     f'are {sorted(parse.PARSERS)}')
+  if not config.critic.kinds:
+    raise ValueError('critic.kinds is empty: nothing would be checked')
+
+
 def rules_of(config: Config) -> dict[str, rules_lib.Rule]:
   """The rules of a run, checked against the facts where these decide."""
   path = config.rules or facts_lib.DATA / 'rules.json'
@@ -78,19 +102,13 @@ def build(config: Config, path: pathlib.Path) -> Tools:
   names = dict.fromkeys((
       config.ranker, *config.evaluators,
       *((config.language_model,) if config.language_model else ())))
-  if config.ranker in (*config.evaluators, config.language_model):
-    raise ValueError(
-        f'evaluators: {config.ranker!r} ranks, so it cannot judge its own '
-        'ranking; choose another ranker or evaluator')
   scorers = {name: scorer(name, client) for name in names}
-  return Tools(_knowledge(config, client), _critic(config), scorers, client)
+  return Tools(_knowledge(config, client), critic_of(config), scorers, client)
 
 
 def _client(config, path):
   from link_jax import client as client_lib
   http = config.knowledge.http
-  if not http.base_url or not http.model:
-    raise ValueError('knowledge.http: base_url and model are needed')
   endpoint = client_lib.Endpoint(
       http.base_url, http.key_variable, http.timeout_seconds,
       config.limits.concurrency, config.limits.calls_per_second,
@@ -107,15 +125,12 @@ def limits_of(config: Config):
 
 
 def _knowledge(config, client):
-  kind = config.knowledge.kind
-  if kind == 'facts':
+  if config.knowledge.kind == 'facts':
     return knowledge_lib.FactsModel(
         facts_lib.embedded(), config.knowledge.guess_share)
-  if kind == 'http':
-    from link_jax import http_model
-    return http_model.HttpKnowledge(
-        client, sampling_of(config), parse.PARSERS[config.knowledge.parser])
-  raise ValueError(f"knowledge.kind is {kind!r}; there are 'facts' and 'http'")
+  from link_jax import http_model
+  return http_model.HttpKnowledge(
+      client, sampling_of(config), parse.PARSERS[config.knowledge.parser])
 
 
 def sampling_of(config: Config):
@@ -126,7 +141,8 @@ def sampling_of(config: Config):
       http.max_bad_answers, http.in_words)
 
 
-def _critic(config):
+def critic_of(config: Config) -> critic_lib.Critic:
+  """The critics of a config, the first that knows deciding."""
   critics = []
   for kind in config.critic.kinds:
     name, _, model = kind.partition(':')
@@ -138,8 +154,6 @@ def _critic(config):
     else:
       raise ValueError(f'critic.kinds: {kind!r} is not known; there are '
                        "'facts' and 'yes-no:MODEL'")
-  if not critics:
-    raise ValueError('critic.kinds is empty: nothing would be checked')
   return critics[0] if len(critics) == 1 else critic_lib.FirstOf(critics)
 
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from link_jax import calibrate
 from link_jax import critic
 from link_jax import facts
 from link_jax import measure
@@ -121,6 +122,24 @@ def test_relations_enumerate_what_they_hold_true():
       assert x in set(relation.given_right(y))
   assert relations.parse('table:capital_of', data).ask(
       'Athens', 'Italy').holds is False
+
+
+def test_lookup_is_calibrated_and_a_coin_is_not():
+  data = facts.embedded()
+  claims, labels = calibrate.labelled(
+      data, 'kind_of', '[X] is one type of [Y]', 64, 0)
+  assert labels.count(True) == labels.count(False) == 32
+  found = calibrate.report(critic.FactsCritic(data), claims, labels)
+  assert found['auc'] == 1. and found['brier'] == 0.
+  assert found['accepted_true_at_85'] == 1.
+  assert found['accepted_false_at_65'] == 0.
+
+  class Coin:
+    def judge(self, claims):
+      return [critic.Verdict(0.5)] * len(claims)
+
+  found = calibrate.report(Coin(), claims, labels)
+  assert found['auc'] == 0.5 and found['brier'] == 0.25
 
 
 def test_a_critics_calibration_on_labelled_claims():

@@ -74,7 +74,8 @@ def test_the_conclusion_is_asked_of_the_first_variable_only(rule2):
 def test_statements_in_words(rule2):
   assert rules.conjunction(rule2.predicates, VALUES) == (
       'PersonX is allergic to shellfish and prawn is a ingredient in Paella '
-      'and prawn is one type of shellfish and PersonX is not able to eat Paella')
+      'and prawn is one type of shellfish and '
+      'PersonX is not able to eat Paella')
   assert rules.statement(rule2, VALUES) == (
       'if PersonX is allergic to shellfish, '
       'PersonX is not able to eat Paella')
