@@ -57,14 +57,14 @@ class FactsCritic:
   def __init__(self, facts: facts_lib.Facts):
     self.name, self.fingerprint = 'facts', facts.fingerprint
     self._facts = facts
-    self._relations = {}
+    self._relations, self._sets = {}, {}
 
   def judge(self, claims: Sequence[Claim]) -> list[Verdict]:
     return [self._judge(claim) for claim in claims]
 
   def _judge(self, claim):
     if claim.predicate is None:
-      members = self._facts.sets.get(claim.y)
+      members = self._members(claim.y)
       if members is None:
         return Verdict(None)
       source = members.get(claim.x)
@@ -77,6 +77,12 @@ class FactsCritic:
     answer = self._relations[binding].ask(claim.x, claim.y)
     p = None if answer.holds is None else float(answer.holds)
     return Verdict(p, answer.sources)
+
+  def _members(self, name):
+    """A set, made once."""
+    if name not in self._sets:
+      self._sets[name] = self._facts.members(name)
+    return self._sets[name]
 
 
 class AnswerModel(Protocol):

@@ -27,6 +27,16 @@ class Facts:
   numbers: Mapping[str, Mapping[str, tuple[float, str]]]
   fingerprint: str
 
+  def members(self, name: str) -> Mapping[str, str] | None:
+    """Value -> source of a set, or of a class as 'kind_of:bird'."""
+    prefix, _, kind = name.partition(':')
+    if prefix != 'kind_of' or not kind:
+      return self.sets.get(name)
+    table = self.tables['kind_of']
+    if kind not in table.left:
+      return None
+    return {x: table.source[x, kind] for x in table.left[kind]}
+
 
 def read(path: pathlib.Path) -> Facts:
   """Facts of a file of lines 'kind, name, x, y, source', tabs between them.

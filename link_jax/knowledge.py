@@ -81,7 +81,7 @@ class FactsModel:
     self.name = 'facts'
     self.fingerprint = f'{facts.fingerprint} {guess_share}'
     self._facts, self._guess_share = facts, guess_share
-    self._relations, self._lists = {}, {}
+    self._relations, self._sets, self._lists = {}, {}, {}
 
   def propose(self, queries: Sequence[Query]) -> list[list[Candidate]]:
     return [self._propose(query) for query in queries]
@@ -99,7 +99,7 @@ class FactsModel:
   def _guesses(self, query, generator, taken):
     """Values of the set, for the part of a query that is guessed."""
     variable = query.rule.variable(query.variable)
-    members = self._members(variable.source)
+    members = self._list(variable.source)
     count = int(self._guess_share * query.n)
     first = len(query.bindings) == len(query.rule.generics)
     if first or variable.role == 'factual' or not members:
@@ -107,22 +107,27 @@ class FactsModel:
     drawn = generator.integers(len(members), size=count)
     return [members[i] for i in drawn if members[i] not in taken]
 
-  def _members(self, source):
-    """A set as a tuple, made once."""
+  def _list(self, source):
     if source not in self._lists:
-      self._lists[source] = tuple(self._facts.sets.get(source, ()))
+      self._lists[source] = tuple(self._members(source))
     return self._lists[source]
+
+  def _members(self, source):
+    """A set, made once."""
+    if source not in self._sets:
+      self._sets[source] = self._facts.members(source) or {}
+    return self._sets[source]
 
   def _pool(self, query):
     source = query.rule.variable(query.variable).source
-    members = self._facts.sets.get(source)
+    members = self._members(source)
     known = query.known
     for predicate in query.predicates:
       found = self._along(predicate, query.variable, known)
       if found is not None:
         return [value for value in dict.fromkeys(found)
-                if members is None or value in members]
-    return list(members or ())
+                if not source or value in members]
+    return list(members)
 
   def _along(self, predicate, variable, known):
     if not predicate.binding:
@@ -148,7 +153,8 @@ def check_bindings(rule: rules.Rule, facts: facts_lib.Facts) -> None:
         raise rules.RuleError(
             f'rule {rule.name!r}, bindings: {predicate.symbol}: {e}') from e
   for variable in rule.variables:
-    if variable.source and variable.source not in facts.sets:
+    if variable.source and facts.members(variable.source) is None:
       raise rules.RuleError(
           f'rule {rule.name!r}, types: {variable.name} is to be of the set '
-          f'{variable.source!r}; there are {", ".join(sorted(facts.sets))}')
+          f'{variable.source!r}; there are {", ".join(sorted(facts.sets))} and '
+          'kind_of:CLASS')

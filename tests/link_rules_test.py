@@ -13,6 +13,7 @@ from link_jax import facts
 from link_jax import graphs
 from link_jax import http_model
 from link_jax import knowledge
+from link_jax import meta
 from link_jax import rulefile
 from link_jax import rules
 
@@ -178,3 +179,32 @@ def test_the_embedded_rules_are_forty_and_can_all_be_negated():
     assert entailment.analyse(conclusion).denied != rule.positive
     assert entailment.analyse(entailment.negate(conclusion)).denied == (
         rule.positive)
+
+
+META = ('will_fear(Person P, Animal B) :- fears_all(Person P, Class A) & '
+        'is_one_type_of(Animal B, Class A)')
+
+
+def test_a_meta_rule_becomes_a_rule_for_each_category(tmp_path):
+  entry = meta.parse(META)
+  assert entry['premise_map']['fears_all(P, A)'] == '[P] fears all [A]'
+  assert entry['variables']['P'] == ['P', 'Person', True, None]
+  entry['bindings'] = {'is_one_type_of(B, A)': 'table:kind_of'}
+  found = meta.expand('fear', entry, 'B', ['bird', 'sea monster'])
+  assert list(found) == ['fear_bird', 'fear_sea_monster']
+  assert found['fear_bird']['types'] == {'B': 'kind_of:bird'}
+  (tmp_path / 'rules.json').write_text(json.dumps(found))
+  read = rulefile.load(tmp_path / 'rules.json')
+  knowledge.check_bindings(read['fear_bird'], facts.embedded())
+  members = facts.embedded().members('kind_of:bird')
+  assert 'penguin' in members and 'cobra' not in members
+  assert 'hawk' in meta.classes_below('bird')
+
+
+@pytest.mark.parametrize('text, message', [
+    ('fears(Person P, Animal B)', "no ':-'"),
+    ('fears(P, Animal B) :- p(Person P, Animal B)', 'does not read'),
+    ('f(Person P, Animal B) :- p(Person P, Dog B)', 'both')])
+def test_a_meta_rule_that_reads_otherwise_is_refused(text, message):
+  with pytest.raises(rules.RuleError, match=message):
+    meta.parse(text)
