@@ -171,7 +171,7 @@ def _finish(rule, by, pools, funnel):
     row['kept'] = len(picked)
     found[split] = [Found(c.beam, c.scored.score, name, name in both)
                     for name, c in picked]
-  return _matched(by, found)
+  return _matched(rule, by, found)
 
 
 def _unique(rule, pool, split):
@@ -214,24 +214,26 @@ def _limits(by, candidates):
       for name, seen in values.items()}
 
 
-def _matched(by, found):
+def _matched(rule, by, found):
   """With 'length_matched', as many of each length in one split as in the
   other, after the draw too."""
   if by.selector.kind != 'length_matched':
     return found
   lengths = {
-      split: Counter(_length(by, f) for f in ones)
+      split: Counter(_length(rule, by, f) for f in ones)
       for split, ones in found.items()}
   left = lengths['head'] & lengths['longtail']
   matched = {}
   for split, ones in found.items():
     room, matched[split] = Counter(left), []
     for one in ones:
-      if room[_length(by, one)]:
-        room[_length(by, one)] -= 1
+      if room[_length(rule, by, one)]:
+        room[_length(rule, by, one)] -= 1
         matched[split].append(one)
   return matched
 
 
-def _length(by, found):
-  return by.ranker.score([likelihood_lib.Text(found.statement, 0)])[0].tokens
+def _length(rule, by, found):
+  bindings = dict(found.beam.bindings)
+  text = text_of(rule, bindings, found.beam.bindings[-1][0])
+  return by.ranker.score([text])[0].tokens

@@ -2,6 +2,7 @@
 
 from collections import Counter
 import copy
+import dataclasses
 
 import pytest
 
@@ -11,6 +12,7 @@ from link_jax import facts
 from link_jax import graphs
 from link_jax import knowledge
 from link_jax import rulefile
+from link_jax import rules
 from link_jax import search
 from link_jax import selection
 from link_jax.likelihood import Likelihood
@@ -194,3 +196,20 @@ def test_where_a_value_begins_in_its_text(rule):
   bindings = {'P': 'PersonX', 'A': 'a', 'Z': 'n', 'B': 'B [A]'}
   text = search.text_of(rule, bindings, 'Z')
   assert text.text[text.value_start:].startswith('n is a ingredient in B [A]')
+
+
+class Words(Length):
+
+  def score(self, texts):
+    return [one._replace(tokens=len(text.text.split()))
+            for one, text in zip(super().score(texts), texts, strict=True)]
+
+
+def test_matched_splits_have_the_same_lengths(rule):
+  by = make(kind='length_matched')
+  by = dataclasses.replace(by, ranker=Words(), target_per_split=1)
+  found = search.search(rule, by).found
+  lengths = [sorted(len(rules.conjunction(
+      rule.predicates, dict(f.beam.bindings)).split()) for f in found[split])
+             for split in search.SPLITS]
+  assert lengths[0] == lengths[1]
