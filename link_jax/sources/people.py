@@ -21,9 +21,11 @@ CLASSES = {
 
 
 def full_name(words: tuple[str, ...]) -> str | None:
-  """The longest of a person's names that has a first name."""
-  names = [w for w in words if ' ' in w and ',' not in w and
-           not re.match(r"(the|Sir|Saint|St\.|King|Queen|President) ", w)]
+  """The longest of a person's names that has the first one, the surname, in
+  it: by-names such as 'Father of Radio' have not."""
+  names = [w for w in words if ' ' in w and ',' not in w
+           and set(words[0].split()) <= set(w.split())
+           and not re.match(r'(the|Sir|Saint|St\.|King|Queen|President) ', w)]
   return max(names, key=len) if names else None
 
 

@@ -22,24 +22,26 @@ AREAS = {
 }
 """Area -> word and sense of its root, and how many kinds make a class."""
 _TOO_WIDE = frozenset((
-    'chordate', 'vertebrate', 'craniate', 'invertebrate', 'placental',
-    'eutherian', 'aquatic vertebrate', 'vascular plant', 'tracheophyte',
-    'device', 'mechanism', 'instrumentality', 'implement', 'equipment',
-    'container', 'conveyance', 'system', 'medium', 'means', 'foodstuff',
-    'nutriment', 'course', 'unit', 'young', 'offspring', 'male', 'female',
-    'hybrid', 'domestic animal', 'pest', 'work animal', 'larva', 'varmint',
-    'critter', 'creepy-crawly', 'stunt', 'survivor', 'range animal', 'weed',
-    'herb', 'vine', 'perennial', 'annual', 'biennial', 'aquatic',
-    'cultivar', 'wilding', 'acrogen', 'hygrophyte', 'gametophyte',
-    'sporophyte', 'escape', 'antineoplastic drug', 'roll of tobacco',
-    'rassling', 'dose', 'curative', 'controlled substance', 'tea leaf',
-    'plant life', 'getup', 'accessory', 'carnivorous bat', 'young mammal',
-    'food fish', 'drinking water', 'milk', 'organ stop', 'organ pipe',
-    'reed stop', 'flue stop', 'diapason', 'stop', 'reed pipe',
-    'rolling stock', 'gear', 'van', 'fleet', 'armada', 'navy', 'flagship',
-    'bedstead', 'hardware', 'military uniform', 'communicable disease',
-    'metatherian', 'cultivated plant', 'house plant', 'garden plant',
-    'ornamental', 'poisonous plant', 'crop', 'endemic'))
+    'hawk', 'cattle', 'air bag', 'no-hit game', 'pantyhose', 'lingerie',
+    'underpants', 'chordate', 'vertebrate', 'craniate', 'invertebrate',
+    'placental', 'eutherian', 'aquatic vertebrate', 'vascular plant',
+    'tracheophyte', 'device', 'mechanism', 'instrumentality', 'implement',
+    'equipment', 'container', 'conveyance', 'system', 'medium', 'means',
+    'foodstuff', 'nutriment', 'course', 'unit', 'young', 'offspring',
+    'male', 'female', 'hybrid', 'domestic animal', 'pest', 'work animal',
+    'larva', 'varmint', 'critter', 'creepy-crawly', 'stunt', 'survivor',
+    'range animal', 'weed', 'herb', 'vine', 'perennial', 'annual',
+    'biennial', 'aquatic', 'cultivar', 'wilding', 'acrogen', 'hygrophyte',
+    'gametophyte', 'sporophyte', 'escape', 'antineoplastic drug',
+    'roll of tobacco', 'rassling', 'dose', 'curative',
+    'controlled substance', 'tea leaf', 'plant life', 'getup', 'accessory',
+    'carnivorous bat', 'young mammal', 'food fish', 'drinking water',
+    'milk', 'organ stop', 'organ pipe', 'reed stop', 'flue stop',
+    'diapason', 'stop', 'reed pipe', 'rolling stock', 'gear', 'van',
+    'fleet', 'armada', 'navy', 'flagship', 'bedstead', 'hardware',
+    'military uniform', 'communicable disease', 'metatherian',
+    'cultivated plant', 'house plant', 'garden plant', 'ornamental',
+    'poisonous plant', 'crop', 'endemic'))
 """Classes that say little, or whose members are only mostly members."""
 GROUPS = {
     'allergen': (
@@ -66,7 +68,7 @@ GROUPS = {
     'owned_class': (
         'weapon', 'vehicle', 'boat', 'knife', 'hand tool', 'telescope', 'chair',
         'bed', 'lamp', 'clock', 'timepiece', 'firearm', 'gun', 'sword', 'truck',
-        'camera', 'drinking glass', 'bottle', 'bag', 'bell', 'wagon', 'ship',
+        'camera', 'drinking glass', 'bottle', 'bell', 'wagon', 'ship',
         'aircraft', 'airplane', 'sailing vessel', 'measuring instrument',
         'kitchen utensil', 'optical instrument', 'power tool', 'basket',
         'wheeled vehicle', 'microscope', 'thermometer', 'warship', 'pistol',
@@ -80,7 +82,7 @@ GROUPS = {
         'dog', 'snake', 'spider', 'bird', 'insect', 'fish', 'bat', 'beetle',
         'rodent', 'lizard', 'horse', 'shark', 'reptile', 'arachnid', 'frog',
         'butterfly', 'moth', 'terrier', 'hound', 'seabird', 'bird of prey',
-        'monkey', 'mollusk', 'crustacean', 'worm', 'hawk', 'duck', 'cetacean'),
+        'mollusk', 'crustacean', 'worm', 'duck', 'cetacean'),
 }
 """Classes that a person shuns or lacks, chosen so that a sentence on them
 reads as one."""
@@ -106,6 +108,11 @@ def name_in_area(net: WordNet, offset: str) -> str | None:
   return None if latin else name
 
 
+def _is_plural(name):
+  """'trousers', which take no article."""
+  return name.endswith('s') and not name.endswith(('ss', 'us', 'is'))
+
+
 def kinds(net: WordNet, area: str, root: str, least: int
           ) -> Iterator[record.Row]:
   """Rows of `kind_of`, and the sets `<area>` and `<area>_class`."""
@@ -113,7 +120,8 @@ def kinds(net: WordNet, area: str, root: str, least: int
   if area == 'drug':  # WordNet counts drinks among drugs of abuse.
     other = {*net.below(net.find('alcohol', 1)), net.find('alcohol', 1)}
     inside = [o for o in inside if o not in other]
-  names = {o: n for o in inside if (n := name_in_area(net, o))}
+  names = {o: n for o in inside if (n := name_in_area(net, o))
+           and not (area in ('garment', 'artifact') and _is_plural(n))}
   classes = {o: n for o, n in names.items() if len(net.below(o)) >= least}
   used = set()
   for offset, name in names.items():
