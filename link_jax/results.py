@@ -71,6 +71,10 @@ def report(
   config = tools.resolved(config)
   statements = [s for s in found[config.selector] if not s['shared']]
   figures_of = measured(found, config)
+  for key, numbers in figures_of.items():
+    kind, scorer = key.split(' ')
+    rows = rows_of(found[kind], scorer, 'per_byte')
+    numbers['auc_per_byte'] = measure.mean_auc(rows)
   usage = generate.read_usage(path)
   cost = tools.limits_of(config).cost(
       usage.prompt_tokens, usage.completion_tokens) if (
@@ -107,7 +111,8 @@ def _lead(statements, config):
 
 def _closing(figures_of, statements, page):
   lines = [f'  {key:<28} delta {x["delta"]:.3f} '
-           f'[{x["delta_low"]:.3f}, {x["delta_high"]:.3f}]  AUC {x["auc"]:.3f}'
+           f'[{x["delta_low"]:.3f}, {x["delta_high"]:.3f}]  '
+           f'AUC {x["auc"]:.3f}, by nats a byte {x["auc_per_byte"]:.3f}'
            for key, x in figures_of.items()]
   return '\n'.join([
       f'{len(statements)} statements: {page.with_name("statements.jsonl")}',
@@ -213,21 +218,27 @@ def _controls(statements, figures_of, config, path):
            for key, x in figures_of.items()],
           'What of delta is left, by least squares within rules. A judge that '
           'counts words is frequency itself: little is left by design.'),
-      _norms(statements, scorer)]
+      *(_norms(statements, config, judge) for judge in evaluators(config))]
 
 
-def _norms(statements, scorer):
+def _norms(statements, config, scorer):
   """Every number that can be made of a judge's likelihoods."""
   rows = []
   for norm in likelihood.NORMS:
     found = rows_of(statements, scorer, norm)
-    rows.append([norm, measure.mean_auc(found),
-                 measure.spearman(found, 'length'),
-                 measure.spearman(found, 'zipf')])
+    one = measure.delta(found, config.seed, config.measure.num_resamples)
+    rows.append([
+        norm, one.mean, f'{one.low:.3f} to {one.high:.3f}',
+        measure.mean_auc(found), measure.spearman(found, 'length'),
+        measure.spearman(found, 'zipf')])
   return report_lib.Table(
-      ['norm', 'AUC', 'rank correlation with length', 'with frequency'], rows,
-      f'Norms of the likelihoods of {scorer}: mean and per_byte of the full '
-      'statement, value_mean of the last value given its prefix, and totals')
+      ['norm', 'delta, nats', '95 %', 'AUC', 'rank correlation with length',
+       'with frequency'], rows,
+      f'Norms of the likelihoods of {scorer}: mean a token and per_byte of the '
+      'full statement, value_mean of the last value given its prefix, and '
+      'totals. Where tokens are parts of words, a rare word is many tokens, '
+      'most of them sure once the first is known, and more so where it comes '
+      'again: its mean is high, and only its total, or nats a byte, is low.')
 
 
 def _funnel(config, path):
