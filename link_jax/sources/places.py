@@ -45,6 +45,12 @@ def rows() -> Iterator[record.Row]:
   yield from _cities(cache, countries)
 
 
+_TWO_CAPITALS = frozenset((
+    'ZA', 'LK', 'BO', 'NL', 'CI', 'TZ', 'BJ', 'SZ', 'MY', 'CL', 'BI', 'NR',
+    'MS', 'KZ', 'ME', 'GQ', 'PH', 'YE', 'LY', 'SO', 'SS', 'MM'))
+"""With more than one capital, a moved one, or one that is contested."""
+
+
 def with_the(name: str) -> str:
   """'Gambia' -> 'the Gambia', as it stands in a sentence."""
   name = name.removeprefix('The ')
@@ -81,7 +87,8 @@ def _countries(countries):
     for other in neighbours:
       if other in names:
         yield record.pair('borders', name, names[other], source)
-    if country['capital'] and country['capital'] not in name:
+    if country['capital'] and country['capital'] not in name and (
+        code not in _TWO_CAPITALS):
       yield record.pair('capital_of', country['capital'], name, source)
       yield record.member('capital', country['capital'], source)
       yield record.member('capital_country', name, source)
