@@ -105,8 +105,8 @@ def _lead(statements, config):
   rules = {s['rule'] for s in statements}
   domains = {s['domain'] for s in statements}
   return (f'{len(statements):,} checked statements of {len(rules)} rules in '
-          f'{len(domains)} domains; {config.ranker} ranks, '
-          f'{" and ".join(evaluators(config))} judge the ranking.')
+          f'{len(domains)} domains, ranked by {config.ranker} and judged by '
+          f'{" and ".join(evaluators(config))}.')
 
 
 def _closing(figures_of, statements, page):
