@@ -16,26 +16,23 @@ _NAMES = {'head': 'head', 'longtail': 'long tail'}
 
 def histograms(
     path: str | os.PathLike,
-    panels: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    *, xlabel: str, bin_nats: float) -> None:
-  """Head and tail above each other in each panel, all on one scale.
+    panels: Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray]],
+    *, num_bins: int = 45) -> None:
+  """Head and tail above each other, on the scale of their panel.
 
   Args:
     path: of the PNG.
-    panels: title to the scores of head [N] and tail [M], nats.
-    xlabel: what the scores are.
-    bin_nats: width of a bin.
+    panels: (title, what the scores are) to those of head [N] and tail [M].
+    num_bins: of a panel.
   """
   panels = {k: v for k, v in panels.items() if len(v[0]) and len(v[1])}
   if not panels:
     return
-  every = np.concatenate([x for pair in panels.values() for x in pair])
-  low, high = np.quantile(every, [0.002, 0.998])
-  edges = np.arange(low - bin_nats, high + 2 * bin_nats, bin_nats)
   figure = _figure(520 * len(panels), 560)
-  grid = figure.subplots(2, len(panels), sharex=True, squeeze=False)
-  for column, (title, scores) in enumerate(panels.items()):
-    top = 0.
+  grid = figure.subplots(2, len(panels), sharex='col', squeeze=False)
+  for column, ((title, unit), scores) in enumerate(panels.items()):
+    low, high = np.quantile(np.concatenate(scores), [0.002, 0.998])
+    edges, top = np.linspace(low, high, num_bins + 1), 0.
     for row, (values, colour, name) in enumerate(zip(
         scores, (HEAD, TAIL), _NAMES.values(), strict=True)):
       axes = grid[row, column]
@@ -50,7 +47,7 @@ def histograms(
     for row in range(2):
       grid[row, column].set_ylim(0, top * 1.25)
     grid[0, column].set_title(title, fontsize=9, color=_INK)
-    grid[1, column].set_xlabel(xlabel, fontsize=8, color=_INK)
+    grid[1, column].set_xlabel(unit, fontsize=8, color=_INK)
   grid[0, 0].set_ylabel('share of statements', fontsize=8, color=_INK)
   grid[1, 0].set_ylabel('share of statements', fontsize=8, color=_INK)
   _save(figure, path)

@@ -23,6 +23,9 @@ _SELECTORS = {
     'compat75': 'published, 75 %',
     'quantile': 'disjoint quantiles',
     'length_matched': 'lengths matched'}
+_UNITS = {'mean': 'nats a token', 'value_mean': 'nats a token of the value',
+          'per_byte': 'nats a byte', 'total': 'nats',
+          'value_total': 'nats of the value'}
 
 
 def rows_of(statements: Sequence[Statement], scorer: str, norm: str
@@ -120,15 +123,17 @@ def _closing(figures_of, statements, page):
 
 
 def _distributions(statements, figures_of, config, path):
-  panels = {
-      f'judged by {scorer}': measure.split_scores(
-          rows_of(statements, scorer, config.search.norm))
-      for scorer in evaluators(config)}
-  panels[f'ranked by {config.ranker}'] = measure.split_scores(
-      rows_of(statements, config.ranker, config.search.norm))
+  norms = {(scorer, config.search.norm): f'judged by {scorer}'
+           for scorer in evaluators(config)}
+  if config.language_model:  # of word pieces: see _norms
+    norms[config.language_model, 'per_byte'] = (
+        f'judged by {config.language_model}')
+  norms[config.ranker, config.search.norm] = f'ranked by {config.ranker}'
   plot = path / 'figures' / 'histograms.png'
-  figures.histograms(plot, panels, xlabel=_unit(config),
-                     bin_nats=2 * config.measure.bin_nats)
+  figures.histograms(plot, {
+      (title, _UNITS[norm]): measure.split_scores(
+          rows_of(statements, scorer, norm))
+      for (scorer, norm), title in norms.items()})
   table = []
   for key, x in figures_of.items():
     kind, scorer = key.split(' ')
@@ -154,11 +159,6 @@ def _distributions(statements, figures_of, config, path):
 def _selector(kind, config):
   mark = ' (this run)' if kind == config.selector else ''
   return _SELECTORS[kind] + mark
-
-
-def _unit(config):
-  return {'mean': 'nats a token', 'value_mean': 'nats a token of the value',
-          'per_byte': 'nats a byte'}.get(config.search.norm, 'nats')
 
 
 def _by_domain(statements, config):
@@ -191,7 +191,7 @@ def _controls(statements, figures_of, config, path):
       {'length, tokens': [(r.length, r.score, r.split) for r in rows],
        'mean Zipf frequency of the values': [
            (r.zipf, r.score, r.split) for r in rows]},
-      ylabel=f'{_unit(config)}, {scorer}')
+      ylabel=f'{_UNITS[config.search.norm]}, {scorer}')
   table = []
   for name in dict.fromkeys((config.ranker, *evaluators(config))):
     found = rows_of(statements, name, config.search.norm)
