@@ -40,6 +40,9 @@ class Cache:
     self._db.execute(
         'CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, body TEXT, '
         'prompt_tokens INTEGER, completion_tokens INTEGER)')
+    self._usage = Usage(*self._db.execute(
+        'SELECT COUNT(*), COALESCE(SUM(prompt_tokens), 0), '
+        'COALESCE(SUM(completion_tokens), 0) FROM replies').fetchone())
 
   def get(self, key: str) -> Reply | None:
     row = self._db.execute(
@@ -49,15 +52,18 @@ class Cache:
 
   def put(self, key: str, reply: Reply) -> None:
     """Keeps the first answer: what was used once stays what it was."""
-    self._db.execute(
+    cursor = self._db.execute(
         'INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?)',
         (key, json.dumps(reply.body), reply.prompt_tokens,
          reply.completion_tokens))
+    if cursor.rowcount:
+      used = self._usage
+      self._usage = Usage(
+          used.calls + 1, used.prompt_tokens + reply.prompt_tokens,
+          used.completion_tokens + reply.completion_tokens)
 
   def usage(self) -> Usage:
-    return Usage(*self._db.execute(
-        'SELECT COUNT(*), COALESCE(SUM(prompt_tokens), 0), '
-        'COALESCE(SUM(completion_tokens), 0) FROM replies').fetchone())
+    return self._usage
 
   def close(self) -> None:
     self._db.close()
