@@ -49,4 +49,5 @@ def test_only_programs_read_flags():
       if any(name.startswith('absl') and 'flags' in name
              for name in imported(path))]
   assert {str(path) for path in readers} == {
-      'core_jax/cli.py', 'msd_jax/sweep.py'}
+      'core_jax/cli.py', 'link_jax/calibrate.py', 'link_jax/meta.py',
+      'link_jax/prepare.py', 'link_jax/published.py', 'msd_jax/sweep.py'}

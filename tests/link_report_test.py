@@ -1,0 +1,89 @@
+"""A run from its config to its page, and what stops it before it begins."""
+
+import json
+
+import pytest
+
+from configs import link_default
+from core_jax import folder
+from link_jax import bounds
+from link_jax import generate
+from link_jax import run
+from link_jax import tools
+
+
+def test_tiny_run_leaves_a_page_that_shows_head_and_tail(tmp_path, capsys):
+  config = link_default.get_config('tiny')
+  summary = run.run(config, str(tmp_path))
+  said = capsys.readouterr().out
+  assert '4 rules' in said and 'no call, no cost' in said
+  assert f'report: {tmp_path / "report.html"}' in said
+  lines = (tmp_path / 'statements.jsonl').read_text().splitlines()
+  assert summary['statements'] == len(lines) >= 12
+  assert summary['quantile_unigram_delta'] > 0.3
+  assert summary['calls'] == 0
+  page = (tmp_path / 'report.html').read_text()
+  assert page.count('data:image/png;base64,') == 4
+  for word in ('Head and tail', 'published, 75 %', 'From proposals',
+               'capital'):
+    assert word in page
+  statement = json.loads(lines[0])
+  assert {x['scorer'] for x in statement['likelihoods']} == {
+      'bigram', 'unigram'}
+  assert statement['evidence'][0]['texts']
+  again = run.run(config, str(tmp_path))  # all is there: only measured again
+  assert again['quantile_unigram_delta'] == summary['quantile_unigram_delta']
+
+
+def test_a_signal_stops_between_events_and_the_run_goes_on(tmp_path):
+  config = link_default.get_config('tiny')
+  stop = folder.StopRequest()
+
+  def on_event(event):
+    if event['event'] == 'rule':
+      stop.received = 15
+
+  with pytest.raises(generate.Stopped):
+    generate.generate(config, str(tmp_path / 'cut'), on_event, stop)
+  generate.generate(config, str(tmp_path / 'cut'))
+  generate.generate(config, str(tmp_path / 'whole'))
+  assert (tmp_path / 'cut' / 'statements.jsonl').read_bytes() == (
+      tmp_path / 'whole' / 'statements.jsonl').read_bytes()
+
+
+@pytest.mark.parametrize('field, value, message', [
+    ('selector', 'best', 'selector.kind'), ('ranker', 'unigram', 'own ranking'),
+    ('search.norm', 'median', 'norm .median.'),
+    ('search.quantile', 0.7, 'would meet'),
+    ('knowledge.kind', 'oracle', 'knowledge.kind'),
+    ('knowledge.kind', 'http', 'base_url and model'),
+    ('knowledge.parser', 'xml', 'knowledge.parser'),
+    ('critic.kinds', (), 'nothing would be checked'),
+    ('critic.kinds', ('nli',), "'nli' is not known"),
+    ('evaluators', (), 'nobody would judge'),
+    ('only_rules', ('none',), "'none' is no rule"),
+    ('rules', '/absent.json', 'absent.json')])
+def test_a_wrong_field_is_named(tmp_path, field, value, message):
+  config = link_default.get_config('tiny')
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(ValueError, match=message):
+    generate.generate(config, str(tmp_path / 'run'))
+
+
+def test_the_bound_of_a_rule_by_hand():
+  config = link_default.get_config('http')
+  config.knowledge.http.base_url, config.knowledge.http.model = 'x', 'y'
+  config.search.num_calls, config.search.beam_size = 2, 3
+  config.search.first_values_per_call = 5
+  config.knowledge.http.max_bad_answers = 1
+  rule = tools.rules_of(config)['food_allergy']
+  # A: 1 parent; Z: 2 x 5 parents, not cut; B: 3. Two calls, two splits.
+  questions = 1 * 2 + 10 * 2 * 2 + 3 * 2 * 2
+  bound = bounds.of_rule(rule, config)
+  assert (bound.questions, bound.calls) == (questions, 2 * questions)
+  assert bound.completion_tokens == 2 * questions * 1024
+
+
+def test_an_unknown_variant_is_refused():
+  with pytest.raises(ValueError, match="there are ':tiny' and ':http'"):
+    link_default.get_config('large')
