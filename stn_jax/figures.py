@@ -6,8 +6,10 @@ import math
 import os
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import LogLocator
 from matplotlib.ticker import MaxNLocator
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import NullFormatter
 import numpy as np
 
 from core_jax import curves
@@ -75,10 +77,7 @@ def plot_comparison(
                marker='osD^v<>P'[i % 8], s=44, zorder=3, label=name)
   ax.set_xlabel('compute, in plain training runs', fontsize=9,
                 color=curves.INK)
-  ax.set_yscale('log')
-  # Losses seldom span a decade: ticks in between are named, too.
-  ax.yaxis.set_minor_formatter(ScalarFormatter())
-  ax.yaxis.set_major_formatter(ScalarFormatter())
+  _decades(ax)
   ax.legend(fontsize=8, frameon=False, labelcolor=curves.INK,
             loc='center left', bbox_to_anchor=(1.0, 0.5))
   _style(ax, measure)
@@ -97,11 +96,19 @@ def plot_losses(
     x, y = np.array(curve, np.float64).T
     ax.plot(x * updates_per_round, y, color=color, linewidth=1.5, label=name)
   ax.set_xlabel('weight update', fontsize=9, color=curves.INK)
-  ax.set_yscale('log')
+  _decades(ax)
   ax.legend(fontsize=8, frameon=False, labelcolor=curves.INK,
             loc='center left', bbox_to_anchor=(1.0, 0.5))
   _style(ax, 'validation loss, nats')
   canvas.savefig(path, dpi=150)
+
+
+def _decades(ax):
+  """A logarithmic axis of losses, which seldom span one decade."""
+  ax.set_yscale('log')
+  ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+  ax.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:g}'))
+  ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _style(ax, title):
