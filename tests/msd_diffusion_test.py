@@ -131,7 +131,7 @@ def test_a_description_builds_the_same_module():
 
 
 @pytest.mark.parametrize('network, message', [
-    (dict(kind='resnet'), "kind='resnet' is not known.*'adm', 'mlp'"),
+    (dict(kind='resnet'), "kind='resnet' is not known.*'adm', 'ddpmpp', 'mlp'"),
     (dict(kind='mlp', widht=8), "no \\['widht'\\].*width"),
     (dict(kind='adm'), "takes square images, not \\(2,\\); use 'mlp'")])
 def test_a_network_that_cannot_be_built_says_why(network, message):
