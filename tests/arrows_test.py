@@ -50,4 +50,5 @@ def test_only_programs_read_flags():
              for name in imported(path))]
   assert {str(path) for path in readers} == {
       'core_jax/cli.py', 'link_jax/calibrate.py', 'link_jax/meta.py',
-      'link_jax/prepare.py', 'link_jax/published.py', 'msd_jax/sweep.py'}
+      'link_jax/prepare.py', 'link_jax/probe.py', 'link_jax/published.py',
+      'msd_jax/sweep.py'}
