@@ -18,6 +18,7 @@ from typing import Protocol
 
 from absl import app
 from absl import flags
+from absl import logging
 from matplotlib.figure import Figure
 import numpy as np
 
@@ -145,6 +146,7 @@ def probe(
 
 def main(argv):
   del argv
+  logging.set_verbosity(logging.WARNING)
   from link_jax import lm_score  # JAX and the weights take seconds.
   try:
     read(_RUN.value)  # Before the weights are.
