@@ -70,14 +70,37 @@ def hypergradient(
   return -pullback(adjoint)[0]
 
 
+def smooth_losses(
+    problem: problem_lib.Problem, variables: Any, batch: problem_lib.Batch,
+    key: jax.Array,
+) -> tuple[Loss, Callable[[Any], jax.Array]]:
+  """f(w, lam) and F(w) of a batch, without masks and augmentation."""
+
+  def outputs(w):
+    return problem_lib.run_model(
+        problem, w, {}, variables, batch, None, None, key)[0]
+
+  def train_loss(w, lam):
+    size = problem_lib.num_examples(batch)
+    hypers = space_lib.values(
+        problem.space, jnp.broadcast_to(lam, (size, lam.shape[0])))
+    return problem_lib.training_loss(
+        problem, outputs(w), w, {}, batch, hypers, None)
+
+  def valid_loss(w):
+    return jnp.mean(problem.loss(outputs(w), batch, None))
+
+  return train_loss, valid_loss
+
+
 def make_round(
     problem: problem_lib.Problem, settings: tuner.Settings,
     optimizers: tuner.Optimizers, num_steps: int,
 ):
   """As `tuner.make_round`, with exact hypergradients by conjugate gradients.
 
-  f is taken as it is without masks and augmentation, on the last training
-  batch: only what enters it smoothly, such as weight decay, is tuned.
+  f is taken on the last training batch, as `smooth_losses` has it: only what
+  enters it smoothly, such as weight decay, is tuned.
 
   Args:
     problem: what is tuned.
@@ -86,23 +109,14 @@ def make_round(
     num_steps: of conjugate gradients.
   """
 
-  def objective(variables, batch, key):
-    """f(w, lam) and F(w) of a batch."""
-    def outputs(w):
-      return problem_lib.run_model(
-          problem, w, {}, variables, batch, None, None, key)[0]
-
-    def train_loss(w, lam):
-      size = problem_lib.num_examples(batch)
-      hypers = space_lib.values(
-          problem.space, jnp.broadcast_to(lam, (size, lam.shape[0])))
-      return problem_lib.training_loss(
-          problem, outputs(w), w, {}, batch, hypers, None)
-
-    def valid_loss(w):
-      return jnp.mean(problem.loss(outputs(w), batch, None))
-
-    return train_loss, valid_loss
+  def train(state, batch, key):
+    hypers = problem_lib.constant(
+        problem, state.lam, problem_lib.num_examples(batch))
+    params, opt_params, variables, loss = tuner.plain_update(
+        problem, optimizers.params, state.params, state.opt_params,
+        state.variables, batch, hypers, key)
+    return state.replace(
+        params=params, opt_params=opt_params, variables=variables), loss
 
   def step(state, batch, frozen):
     del frozen
@@ -113,20 +127,14 @@ def make_round(
     losses = []
     for i in range(problem_lib.num_examples(batches)):
       last = jax.tree.map(lambda x, i=i: x[i], batches)
-      hypers = problem_lib.constant(
-          problem, state.lam, problem_lib.num_examples(last))
-      params, opt_params, variables, loss = tuner.plain_update(
-          problem, optimizers.params, state.params, state.opt_params,
-          state.variables, last, hypers, jax.random.fold_in(key, i))
-      state = state.replace(
-          params=params, opt_params=opt_params, variables=variables)
+      state, loss = train(state, last, jax.random.fold_in(key, i))
       losses.append(loss)
-    train_loss, _ = objective(state.variables, last, key)
-    _, valid_loss = objective(state.variables, batch['valid'], key)
-    lam_grad = hypergradient(
+    train_loss, _ = smooth_losses(problem, state.variables, last, key)
+    _, valid_loss = smooth_losses(
+        problem, state.variables, batch['valid'], key)
+    lam_grad = space_lib.tuned(problem.space) * hypergradient(
         train_loss, valid_loss, state.params, state.lam,
         lambda product, b: conjugate_gradient(product, b, num_steps))
-    lam_grad = lam_grad * space_lib.tuned(problem.space)
     state = tuner.move(
         problem, settings, optimizers, state,
         {'lam': lam_grad, 'rho': jnp.zeros_like(state.rho)})
