@@ -52,7 +52,7 @@ def conv(
 def _pool(x):
   """The maximum of 2 x 2 pixels, an odd last row or column left out.
 
-  `nn.max_pool` is the same; its tangent takes XLA ten times as long on CPU.
+  `nn.max_pool` gives the same; its tangent is slow on CPU.
   """
   batch_size, height, width, channels = x.shape
   x = x[:, :height // 2 * 2, :width // 2 * 2]
