@@ -71,6 +71,10 @@ def check(config: experiment.Config) -> None:
     unknown = sorted(set(config[field]) - set(known))
     if unknown:
       raise ValueError(f'{field} has {unknown}; there are {", ".join(known)}')
+  if 'implicit' in config.methods and 'implicit_steps' not in config:
+    raise ValueError(
+        "methods has 'implicit', which needs a loss that is smooth in every "
+        'hyperparameter: see configs/stn_ridge.py')
   if 'tpe' in config.baselines and not importlib.util.find_spec('optuna'):
     raise ValueError(
         "baselines has 'tpe', which needs Optuna: pip install "

@@ -186,6 +186,7 @@ def test_a_language_model_is_tuned_by_the_same_stage(tmp_path):
 @pytest.mark.parametrize('changes, message', [
     (dict(methods=('hyperband',)), r"methods has \['hyperband'\]; there are"),
     (dict(baselines=('grid',)), r"baselines has \['grid'\]"),
+    (dict(methods=('implicit',)), "'implicit', which needs a loss .* smooth"),
     (dict(dataset='mnist'), 'dataset=.mnist. is unknown; there are'),
     (dict(valid_examples=0), 'the valid set is empty'),
     (dict(batch_size=17), 'batch_size=17'),
