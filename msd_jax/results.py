@@ -15,29 +15,35 @@ from msd_jax import diffusion
 from msd_jax import evaluate
 from msd_jax import figures as figures_lib
 from msd_jax import routing
-from msd_jax import stages
+from msd_jax import setup
 
 _TITLES = {
-    'teacher': 'Teacher',
     'single_equal_batch': '1 student, equal batch',
     'single_equal_compute': '1 student, equal compute',
 }
 
 
-def title(name: str, num_students: int) -> str:
-  """Name of a sampler, for people."""
-  plural = '' if num_students == 1 else 's'
-  return _TITLES.get(name, f'{num_students} student{plural}')
+def titles(run: setup.Setup) -> dict[str, str]:
+  """Name of each sampler -> the same for people."""
+  routers = setup.routers(run)
+  found = {'teacher': 'Teacher'}
+  for stage in setup.student_stages(run.config, routers):
+    num = int(routers[stage.students].max()) + 1
+    title = _TITLES.get(
+        stage.students, f'{num} student{"" if num == 1 else "s"}')
+    last = stage.name == stage.students
+    found[stage.name] = title if last else f'{title}, after {stage.kind}'
+  return found
 
 
 def samplers(
-    run: stages.Setup, params: dict[str, Any]
+    run: setup.Setup, params: dict[str, Any]
 ) -> dict[str, Callable[[np.ndarray, jax.Array], jax.Array]]:
   """Name -> (labels int32 [n], key) -> samples [n, ...]."""
   settings = diffusion.Sampler(
       num_steps=run.config.teacher.sampler_steps,
       sigma_min=run.config.sigma_min, sigma_max=run.config.sigma_max)
-  denoised = stages.denoiser(run, run.teacher)
+  denoised = setup.denoiser(run, run.teacher)
 
   @jax.jit
   def sample_teacher(teacher, labels, key):
@@ -49,13 +55,14 @@ def samplers(
         settings)
 
   found = {'teacher': functools.partial(sample_teacher, params['teacher'])}
-  for name in stages.routers(run):
-    found[name] = functools.partial(routing.generate, params[name])
+  for stage in setup.student_stages(run.config, setup.routers(run)):
+    found[stage.name] = functools.partial(
+        routing.generate, params[stage.name])
   return found
 
 
 def report(
-    run: stages.Setup,
+    run: setup.Setup,
     params: dict[str, Any],
     path: pathlib.Path,
     *,
@@ -95,22 +102,19 @@ def _closing(figures, page):
 
 def _images(run, params, path, key):
   """Figures and sections of a run on images."""
-  module = stages.make_classifier(run)
+  module = setup.make_classifier(run)
   classify = functools.partial(
       evaluate.predict, module.apply, params['classifier'])
-  routers = stages.routers(run)
+  routers = setup.routers(run)
   figures, samples = evaluate.evaluate_images(
       samplers(run, params), run.dataset, classify, key,
       num_sets=run.config.evaluation.num_sets,
       partitions={'students': routers['students']})
-  counts = {name: int(r.max()) + 1 for name, r in routers.items()}
-  titles = {'real': 'Real'} | {
-      name: title(name, counts.get(name, 1)) for name in samples
-      if name != 'real'}
+  named = {'real': 'Real', **titles(run)}
   grid = path / 'figures' / 'samples.png'
   figures_lib.image_grid(
       grid,
-      {titles[name]: images.astype(np.float32) / 127.5 - 1
+      {named[name]: images.astype(np.float32) / 127.5 - 1
        for name, images in samples.items()},
       labels=run.dataset.test.arrays['label'],
       class_names=run.dataset.class_names,
@@ -118,7 +122,7 @@ def _images(run, params, path, key):
   rows = [['Real, not seen in training', figures['floor_frechet'], None, None,
            figures['real_accuracy']]]
   rows += [
-      [titles[name], figures[f'{name}_frechet'],
+      [named[name], figures[f'{name}_frechet'],
        figures[f'{name}_frechet_spread'], figures[f'{name}_frechet_pooled'],
        figures[f'{name}_accuracy']] for name in samples if name != 'real']
   tables = [report_lib.Table(
@@ -160,16 +164,16 @@ def _points(run, params, path, key):
   figures = evaluate.evaluate_points(
       found, run.dataset.num_classes, key, num_samples=num_samples)
   labels = np.arange(4096, dtype=np.int32) % run.dataset.num_classes
-  counts = {n: int(r.max()) + 1 for n, r in stages.routers(run).items()}
+  named = titles(run)
   real = run.dataset.test.arrays
   panels = {'Real': (real['image'][:4096], real['label'][:4096])} | {
-      title(name, counts.get(name, 1)): (np.asarray(sampler(labels, key)),
-                                         labels)
+      named[name]: (np.asarray(sampler(labels, key)), labels)
       for name, sampler in found.items()}
   plot = path / 'figures' / 'samples.png'
   figures_lib.points(plot, panels, extent=1.5)
   rows = [['Teacher, another sample', figures['floor_l1']]] + [
-      [title(name, counts[name]), figures[f'{name}_l1']] for name in counts]
+      [named[name], figures[f'{name}_l1']]
+      for name in found if name != 'teacher']
   return figures, [
       report_lib.Heading('Samples'),
       report_lib.Figure(
