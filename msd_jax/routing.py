@@ -13,7 +13,6 @@ from msd_jax import diffusion
 from msd_jax import networks
 from msd_jax import turns
 
-
 _ARRAYS = ('generator', 'router', 'sigma_max', 'sigma_data', 'sigma_min')
 
 
