@@ -67,6 +67,8 @@ def get_config(variant=''):
       warmup_steps=20, clip_norm=10., weight_decay=0., ema_decay=0.98,
       distance='l2'))
   config.lpips_vgg_path = config.lpips_linear_path = ''
+  # Deviations of the real images' brightness that call for a warning.
+  config.brightness_alarm = 1.
   config.evaluation = ml_collections.ConfigDict(dict(num_sets=10))
 
   if variant == 'tiny':

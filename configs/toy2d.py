@@ -57,6 +57,8 @@ def get_config(variant=''):
       clip_norm=10., weight_decay=0., num_levels=18, target_decay=0.95,
       ema_decay=0.98, distance='l2'))
   config.post = None
+  # Deviations of the real images' brightness that call for a warning.
+  config.brightness_alarm = 1.
   config.evaluation = ml_collections.ConfigDict(dict(num_samples=100_000))
 
   if variant == 'tiny':

@@ -29,6 +29,7 @@ from msd_jax import routing
 from msd_jax import setup
 from msd_jax import students
 from msd_jax import turns
+from msd_jax import watch
 from msd_jax.formats import pairs as pairs_lib
 
 
@@ -41,6 +42,7 @@ class Method:
   batch: Callable[[int], Any] = loop.no_batch
   frozen: Callable[[dict[str, Any]], dict[str, Any]] = lambda results: {}
   own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  panels: Callable[[Any, Any], Any] | None = None  # see watch.make_panels
   sigma_min: float = 0.  # of the generators' preconditioning
 
 
@@ -83,7 +85,11 @@ def make_stage(
       name=stage.name, num_steps=num_steps, mesh=mesh, init=method.init,
       step=method.step, batch=method.batch, frozen=frozen,
       params=functools.partial(_bundle, run, stage, router, method.sigma_min),
-      state_spec=students.State(step=P(), key=P(), students=P('student')))
+      state_spec=students.State(step=P(), key=P(), students=P('student')),
+      watch=functools.partial(
+          watch.brightness_alarm, limit=run.config.brightness_alarm),
+      observe=method.panels and functools.partial(
+          watch.draw_panels, method.panels, stage.name))
 
 
 def stage_settings(config: setup.Config, kind: str) -> setup.Config:
@@ -186,7 +192,10 @@ def matching(
           ema=settings.ema_decay > 0),
       step=students.make_round(
           stage_networks, round_settings, run.dataset.shape, mesh),
-      batch=_joined(made), frozen=frozen)
+      batch=_joined(made), frozen=frozen,
+      panels=watch.make_panels(
+          stage_networks, round_settings, run.dataset.shape)
+      if len(run.dataset.shape) == 3 else None)
 
 
 def _gan(settings):

@@ -37,8 +37,7 @@ def train_and_evaluate(config: setup.Config, workdir: str) -> dict[str, Any]:
     print(announcement(run, todo, path), flush=True)
   params = loop.fit(todo, config, str(path), found)
   return results_lib.report(
-      run, params, path, steps=sum(stage.num_steps for stage in todo),
-      started=started)
+      run, params, path, todo=todo, started=started)
 
 
 def announcement(run: setup.Setup, todo: list[loop.Stage], path: Any) -> str:
