@@ -122,9 +122,9 @@ def regression_loss(
   """Mean distance to an image that does not learn.
 
   Of three stages: G(z) to the image that the teacher's sampler makes of the
-  same z (DMD, sec. 3.3); f(x_n+1) to the slow f of the same trajectory one level
-  down (consistency distillation, arXiv 2303.01469, eq. 7, with weight 1); a
-  small student to a larger one (post-distillation).
+  same z (DMD, sec. 3.3); f(x_n+1) to the slow f of the same trajectory one
+  level down (consistency distillation, arXiv 2303.01469, eq. 7, with weight
+  1); a small student to a larger one (post-distillation).
 
   Args:
     x: [B, ...].
