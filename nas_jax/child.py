@@ -234,18 +234,19 @@ def _outputs(child, params, cell, tokens, h, rates, key):
   chex.assert_rank(tokens, 2)
   batch_size, width = tokens.shape[1], child.hidden_size
   chex.assert_shape(h, (batch_size, width))
-  masks = _masks(child, batch_size, rates, key)
+  kept = masks(
+      params['embedding'].shape, batch_size, (width, 2 * width), rates, key)
   x = params['embedding'][tokens]
-  x = x * masks['embedding'][tokens][..., None] * masks['input'][None]
+  x = x * kept['embedding'][tokens][..., None] * kept['input'][None]
   inputs = x @ params['w0'][:width]
   if child.input_bias:
     inputs = inputs + _rows(params['b0'], 3)
   weights = cell_lib.Weights(
-      params['w0'][width:] * masks['weight'],
+      params['w0'][width:] * kept['weight'],
       node_weights(child, params, cell))
   wiring = cell_lib.Wiring(cell.prev, cell.act, _shares(child, cell))
   outputs, h = cell_lib.run(child.form, wiring, weights, inputs, h)
-  return _normalise(child, params, outputs) * masks['output'][None], h
+  return _normalise(child, params, outputs) * kept['output'][None], h
 
 
 def _shares(child, cell):
@@ -270,10 +271,24 @@ def _normalise(child, params, outputs):
   return scale * normal + _rows(params['norm_offset'], 3)
 
 
-def _masks(child, batch_size, rates, key):
-  """Name -> what is multiplied with; ones where nothing is dropped."""
-  h, v = child.hidden_size, child.vocab_size
-  sizes = Rates((v,), (batch_size, h), (batch_size, h), (h, 2 * h))
+def masks(
+    embedding: tuple[int, int], batch_size: int, recurrent: tuple[int, int],
+    rates: Rates | None, key: jax.Array | None
+) -> dict[str, jax.Array]:
+  """What is multiplied with; ones where nothing is dropped.
+
+  Args:
+    embedding: (V, H).
+    batch_size: B.
+    recurrent: shape of the recurrent weights.
+    rates: None drops nothing.
+    key: None drops nothing.
+
+  Returns:
+    'embedding' [V], 'input' and 'output' [B, H], 'weight' as `recurrent`.
+  """
+  v, h = embedding
+  sizes = Rates((v,), (batch_size, h), (batch_size, h), recurrent)
   if rates is None or key is None:
     return {name: jnp.ones(shape) for name, shape in sizes._asdict().items()}
   found = {}
