@@ -234,18 +234,18 @@ def _outputs(child, params, cell, tokens, h, rates, key):
   chex.assert_rank(tokens, 2)
   batch_size, width = tokens.shape[1], child.hidden_size
   chex.assert_shape(h, (batch_size, width))
-  masks = _masks(child, batch_size, rates, key)
+  masked = masks(child, batch_size, rates, key)
   x = params['embedding'][tokens]
-  x = x * masks['embedding'][tokens][..., None] * masks['input'][None]
+  x = x * masked['embedding'][tokens][..., None] * masked['input'][None]
   inputs = x @ params['w0'][:width]
   if child.input_bias:
     inputs = inputs + _rows(params['b0'], 3)
   weights = cell_lib.Weights(
-      params['w0'][width:] * masks['weight'],
+      params['w0'][width:] * masked['weight'],
       node_weights(child, params, cell))
   wiring = cell_lib.Wiring(cell.prev, cell.act, _shares(child, cell))
   outputs, h = cell_lib.run(child.form, wiring, weights, inputs, h)
-  return _normalise(child, params, outputs) * masks['output'][None], h
+  return _normalise(child, params, outputs) * masked['output'][None], h
 
 
 def _shares(child, cell):
@@ -270,7 +270,7 @@ def _normalise(child, params, outputs):
   return scale * normal + _rows(params['norm_offset'], 3)
 
 
-def _masks(child, batch_size, rates, key):
+def masks(child, batch_size, rates, key):
   """Name -> what is multiplied with; ones where nothing is dropped."""
   h, v = child.hidden_size, child.vocab_size
   sizes = Rates((v,), (batch_size, h), (batch_size, h), (h, 2 * h))
