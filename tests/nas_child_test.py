@@ -87,8 +87,8 @@ def plain(child, params, cell, tokens, h):
       params, cell.prev.tolist(),
       [child.space.activations[a] for a in cell.act],
       torch.tensor(np.asarray(tokens), dtype=torch.int64), h,
-      sharing=child.sharing, state=child.state, output=child.output, norm=child.norm,
-      max_norm=child.max_norm)
+      sharing=child.sharing, state=child.state, output=child.output,
+      norm=child.norm, max_norm=child.max_norm)
   weights = torch.arange(1.0, 1 + nll.numel()).view(nll.shape) / nll.numel()
   ((nll * weights).sum() + (last * last.flip(0)).sum()).backward()
   return nll, last, {k: p.grad for k, p in params.items()}, h.grad
