@@ -333,7 +333,6 @@ def test_two_windows_that_hand_on_their_state_equal_one_but_cut_gradients():
 
 
 def test_dropout_is_the_same_at_all_steps_and_one_in_the_mean():
-  child = make(2)
   rates = Rates(0.3, 0.5, 0.25, 0.5)
   draw = jax.vmap(lambda key: child_lib.masks(
       (VOCAB, WIDTH), 8, (WIDTH, 2 * WIDTH), rates, key))
