@@ -52,15 +52,19 @@ def hidden_state_report(
     constants: of `similarity.common_connections`.
 
   Returns:
-    num_cells, num_pairs, num_states (different ones), and under l2 and cosine,
-    for each measure of cells and for loss_difference: spearman, pearson, the
-    Mantel p of spearman and the sd of spearman where nothing is related.
+    num_cells, num_pairs, num_different_cells and num_different_states (a
+    policy that repeats itself relates equal states to equal cells), and under
+    l2 and cosine, for each measure of cells and for loss_difference:
+    spearman, pearson, the Mantel p of spearman and the sd of spearman where
+    nothing is related.
   """
   hidden = np.asarray(hidden)
   chex.assert_rank(hidden, 2)
   chex.assert_equal_shape_prefix([hidden, cells.prev, cells.act], 1)
+  encodings = np.concatenate([cells.prev, cells.act], 1)
   report = {'num_cells': len(hidden), 'num_pairs': math.comb(len(hidden), 2),
-            'num_states': len(np.unique(hidden, axis=0))}
+            'num_different_cells': len(np.unique(encodings, axis=0)),
+            'num_different_states': len(np.unique(hidden, axis=0))}
   measures = cell_measures(cells, constants)
   test = {'num_permutations': num_permutations, 'seed': seed}
   for name, states in (('l2', similarity.l2_distance(hidden)),

@@ -4,10 +4,12 @@ import itertools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from nas_jax import analysis
+from nas_jax import controller as controller_lib
 from nas_jax import space as space_lib
 
 SPACE = space_lib.enas(5)
@@ -31,7 +33,7 @@ def report(hidden, cells, losses=None, **kwargs):
 def test_a_state_that_holds_the_decisions_is_found():
   cells = some(40)
   found = report(one_hot(cells), cells)
-  assert found['num_pairs'] == 780 and found['num_states'] == 40
+  assert found['num_pairs'] == 780 and found['num_different_states'] == 40
   for name, sign in (('l2', 1), ('cosine', -1)):
     for measure in ('edit_distance', 'tree_distance'):
       assert sign * found[name][measure]['spearman'] > 0.4
@@ -53,7 +55,8 @@ def test_a_state_that_holds_nothing_is_found():
 def test_identical_states_correlate_with_nothing():
   cells = some(10)
   found = report(np.ones((10, 8)), cells)
-  assert found['num_states'] == 1
+  assert found['num_different_states'] == 1
+  assert found['num_different_cells'] == 10
   assert math.isnan(found['l2']['edit_distance']['spearman'])
   assert math.isnan(found['cosine']['edit_distance']['spearman'])
 
@@ -105,6 +108,22 @@ def test_a_policy_without_memory_conditions_on_the_last_decision_alone():
   assert with_memory['num_pairs'][2] > with_memory['num_pairs'][4] > 0
   assert (with_memory['mean'][2:] > 0.1).all()
   assert 0 < with_memory['overall'] < 1
+
+
+def test_an_lstm_that_drops_its_state_conditions_on_the_last_decision_alone():
+  controller = controller_lib.Controller(SPACE, hidden_size=8)
+  params = controller_lib.init_params(controller, jax.random.key(0))
+  tokens = space_lib.encode(SPACE, some(30))
+  score = jax.jit(lambda p: controller_lib.score(controller, p, tokens))
+
+  def conditioning(params):
+    return analysis.prefix_conditioning(
+        tokens, np.exp(score(params).log_probs))['overall']
+
+  assert conditioning(params) > 0
+  forget = params['b'].at[8:16].set(-np.inf)  # gates i, f, g, o
+  assert conditioning(
+      params | {'w_h': jnp.zeros_like(params['w_h']), 'b': forget}) == 0
 
 
 def test_conditioning_is_the_variation_over_pairs_with_other_prefixes():
