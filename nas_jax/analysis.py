@@ -7,6 +7,7 @@ p-values for independent pairs.
 """
 
 from collections.abc import Sequence
+import functools
 import itertools
 import math
 from typing import Any
@@ -21,16 +22,24 @@ from nas_jax import similarity
 from nas_jax import space as space_lib
 from nas_jax import statistics
 
+_MAX_EXACT_NODES = 6  # seconds for a hundred cells
+
 
 def cell_measures(cells: space_lib.Cell,
                   constants: bool = False) -> dict[str, np.ndarray]:
-  """Cells [M, N] -> name -> matrix [M, M] of how alike or unlike they are."""
-  return {
+  """Cells [M, N] -> name -> matrix [M, M] of how alike or unlike they are.
+
+  The exact graph edit distance is there for cells of at most 6 nodes.
+  """
+  measures = {
       'edit_distance': similarity.aligned_edit_distance(cells),
       'tree_distance': similarity.tree_distance(cells),
       'common_connections': similarity.common_connections(cells, constants),
       'common_activations': similarity.common_activations(cells, constants),
   }
+  if cells.prev.shape[1] <= _MAX_EXACT_NODES:
+    measures['graph_edit_distance'] = similarity.graph_edit_distance(cells)
+  return measures
 
 
 def hidden_state_report(
@@ -45,8 +54,7 @@ def hidden_state_report(
   Args:
     hidden: [M, h], the controller's last states.
     cells: [M, N], what it had decided.
-    losses: [M], nats; those that are not finite are left out. None: no
-      comparison of performance.
+    losses: [M], nats; those that are not finite are left out.
     num_permutations: of each Mantel test.
     seed: of the permutations.
     constants: of `similarity.common_connections`.
@@ -195,8 +203,10 @@ def pca(hidden: Any, num_axes: int = 2) -> tuple[np.ndarray, np.ndarray]:
 
 
 def tsne(hidden: Any, *, perplexity: float, seed: int) -> np.ndarray:
-  """States [M, h] -> [M, 2], neighbours kept near."""
+  """States [M, h] -> [M, 2], neighbours kept near; 0 if all are equal."""
   hidden = np.asarray(hidden, np.float64)
+  if (hidden == hidden[:1]).all():
+    return np.zeros((len(hidden), 2))
   if not perplexity < len(hidden):
     raise ValueError(f'perplexity is {perplexity:g}, of {len(hidden)} states; '
                      'give fewer neighbours than states')
@@ -231,16 +241,11 @@ def rank_report(shared_losses: Any, true_losses: Any, *, width: float,
   chex.assert_rank([shared, true], 2)
   chex.assert_equal_shape_suffix([shared, true], 1)
   truth = true.mean(0)
-  measures = {
-      'tau': statistics.kendall,
-      'sparse_tau': lambda x, y: statistics.sparse_kendall(x, y, width),
-      'spearman': statistics.spearman,
-      'percentile_of_best': statistics.percentile_of_best,
-  } | {f'top_{k}': lambda x, y, k=k: statistics.top_k_overlap(x, y, k)
-       for k in top if k <= len(truth)}
-  over_seeds = {name: _mean_sd([measure(row, truth) for row in shared])
-                for name, measure in measures.items()}
-  return over_seeds | {
+  measures = _rank_measures(width, [k for k in top if k <= len(truth)])
+  return {
+      name: _mean_sd([measure(row, truth) for row in shared])
+      for name, measure in measures.items()
+  } | {
       'tau_of_mean': statistics.kendall(shared.mean(0), truth),
       'tau_one_truth': _spread(itertools.product(shared, true)),
       'tau_across_seeds': _spread(itertools.combinations(shared, 2)),
@@ -249,6 +254,18 @@ def rank_report(shared_losses: Any, true_losses: Any, *, width: float,
       'num_cells': len(truth),
       'num_seeds': len(shared),
   }
+
+
+def _rank_measures(width, top):
+  """Name -> function of predicted and true losses [M]."""
+  return {
+      'tau': statistics.kendall,
+      'sparse_tau': functools.partial(
+          statistics.sparse_kendall, width=width),
+      'spearman': statistics.spearman,
+      'percentile_of_best': statistics.percentile_of_best,
+  } | {f'top_{k}': functools.partial(statistics.top_k_overlap, k=k)
+       for k in top}
 
 
 def _mean_sd(values):

@@ -61,10 +61,15 @@ def plot_pairs(
     hidden_distances: [M, M], L2.
     edit_distances: [M, M]; pairs at 0 are left out.
     num: of pairs of each kind.
+
+  Raises:
+    ValueError: all cells are the same.
   """
   each = list(space_lib.unstack(cells))
   closest, farthest = analysis.extreme_pairs(
       hidden_distances, num, allowed=np.asarray(edit_distances) > 0)
+  if not len(closest):
+    raise ValueError(f'all {len(each)} cells are the same: no two to compare')
   drawn = {}
   for kind, pairs in (('closest', closest), ('farthest', farthest)):
     for rank, (i, j) in enumerate(pairs, start=1):
@@ -221,8 +226,9 @@ def plot_projections(
                   layout='constrained')
   axes = canvas.subplots(2, columns, squeeze=False)
   losses = np.concatenate([np.asarray(x, float) for _, x in states.values()])
+  finite = losses[np.isfinite(losses)]
   # A few cells that fail would leave all others one colour.
-  norm = Normalize(*np.quantile(losses[np.isfinite(losses)], [0.02, 0.98]))
+  norm = Normalize(*np.quantile(finite, [0.02, 0.98]) if finite.size else ())
   for (top, bottom), (method, (hidden, loss)) in zip(
       axes.T, states.items(), strict=True):
     found, shares = analysis.pca(hidden)

@@ -164,3 +164,15 @@ def test_figures_are_drawn(tmp_path, name):
   image = Image.open(tmp_path / 'figure.png').convert('L')
   assert image.width > 500
   assert np.asarray(image).std() > 5  # not blank
+
+
+@pytest.mark.filterwarnings('error')
+def test_what_collapsed_is_drawn_or_named(tmp_path):
+  path = tmp_path / 'figure.png'
+  figures.plot_projections(path, {'enas': (np.ones((9, 4)), [np.inf] * 9)})
+  figures.plot_perplexities(path, {'enas': [np.inf, np.inf]})
+  none = np.zeros((3, 3), int)
+  figures.plot_hidden_distances(path, {'enas': (none, none)})
+  same = space_lib.Cell(none, none)
+  with pytest.raises(ValueError, match='all 3 cells are the same'):
+    figures.plot_pairs(path, space_lib.enas(3), same, none, none)
