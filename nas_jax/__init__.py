@@ -1,0 +1,1 @@
+"""Architecture search of recurrent cells, and what its controller knows."""
