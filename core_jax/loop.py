@@ -22,6 +22,9 @@ from core_jax import mesh as mesh_lib
 from core_jax import metrics as metrics_lib
 
 
+_OBSERVE_SECONDS = 60.  # At least, between two looks at a state.
+
+
 def no_batch(step: int) -> dict[str, np.ndarray]:
   """The batch of a stage that draws all it needs from its key."""
   del step
@@ -43,7 +46,8 @@ class Stage:
     frozen: results of the stages before -> weights that `step` only reads.
     state_spec: PartitionSpecs, a prefix of the state's tree.
     watch: metrics of a log line -> a warning for people, '' where all is well.
-    observe: (state, frozen, workdir), called at each checkpoint, to draw.
+    observe: (state, frozen, workdir), to draw; called at the end and, now and
+      then, at a checkpoint.
   """
 
   name: str
@@ -154,7 +158,7 @@ def _train(run, stage, offset, frozen):
   state = _start(run, stage, offset, frozen)
   compiled = mesh_lib.compile_step(stage.step, stage.mesh, stage.state_spec)
   first, recent, gflop = int(state.step), [], None
-  started = logged = time.monotonic()
+  started = logged = observed = time.monotonic()
   with metrics_lib.MetricsWriter(run.workdir, offset + first) as writer, \
       contextlib.closing(
           data.prefetch(stage.batch, first, stage.num_steps)) as batches:
@@ -192,8 +196,10 @@ def _train(run, stage, offset, frozen):
         checkpoint.save(
             run.mgr, offset + done, state=state, params=stage.params(state),
             config=config)
-        if stage.observe is not None:
+        if stage.observe and (
+            last or time.monotonic() - observed > _OBSERVE_SECONDS):
           stage.observe(state, frozen, run.workdir)
+          observed = time.monotonic()
       if stopped and not last:
         _interrupt(run, stage, done)
   checkpoint.finish(run.mgr)
