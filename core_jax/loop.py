@@ -21,7 +21,6 @@ from core_jax import folder
 from core_jax import mesh as mesh_lib
 from core_jax import metrics as metrics_lib
 
-
 _OBSERVE_SECONDS = 60.  # At least, between two looks at a state.
 
 
