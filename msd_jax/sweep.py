@@ -61,10 +61,11 @@ def run_all(
 
 
 def samplers_of(rows: Sequence[dict[str, Any]], metric: str) -> list[str]:
-  """Names of what a metric was measured of, students last."""
+  """Names of what a metric was measured of in all rows, students last."""
   return [
       name.removesuffix(f'_{metric}') for name in rows[0]
-      if name.endswith(f'_{metric}') and '_partition' not in name]
+      if name.endswith(f'_{metric}') and '_partition' not in name
+      and all(name in row for row in rows)]
 
 
 def table(rows: Sequence[dict[str, Any]], field: str, metric: str) -> str:
@@ -86,19 +87,25 @@ def table(rows: Sequence[dict[str, Any]], field: str, metric: str) -> str:
 def write(
     workdir: str, rows: Sequence[dict[str, Any]], field: str
 ) -> str:
-  """Writes `sweep.json`, `table.md` and `sweep.png`; returns the table."""
+  """Writes `sweep.json`, `table.md` and, of numbers, `sweep.png`.
+
+  Returns:
+    The table.
+  """
   path = pathlib.Path(workdir)
   metric = next(m for m in _METRICS if f'students_{m}' in rows[0])
   text = table(rows, field, metric)
   folder.write_text(path / 'sweep.json', json.dumps(rows, indent=1))
   folder.write_text(path / 'table.md', text + '\n')
+  if not all(isinstance(row[field], (int, float)) for row in rows):
+    return text
   references = ('floor', 'teacher')
   mean = lambda name: (
       float(np.mean([row[f'{name}_{metric}'] for row in rows]))
       if f'{name}_{metric}' in rows[0] else None)
   figures.curves(
       str(path / 'sweep.png'),
-      [{'line': _LINES[name], 'x': row[field],
+      [{'line': _LINES.get(name, name), 'x': row[field],
         'distance': row[f'{name}_{metric}']}
        for name in samplers_of(rows, metric) if name not in references
        for row in rows],
