@@ -6,8 +6,10 @@ in the same compiled program. Equations and figures: ENAS (Pham et al. 2018),
 and what public code has of it.
 """
 
+from collections.abc import Callable
 import dataclasses
 import math
+from typing import Any
 from typing import NamedTuple
 
 import chex
@@ -231,6 +233,34 @@ def logits(
 
 def _outputs(child, params, cell, tokens, h, rates, key):
   """tokens [T, B] -> what the softmax reads [T, B, H], the state after."""
+
+  def run(recurrent, inputs, h):
+    weights = cell_lib.Weights(recurrent, node_weights(child, params, cell))
+    wiring = cell_lib.Wiring(cell.prev, cell.act, _shares(child, cell))
+    return cell_lib.run(child.form, wiring, weights, inputs, h)
+
+  return around(child, params, run, tokens, h, rates, key)
+
+
+def around(
+    child: Child, params: Params, run: Callable[..., Any], tokens: jax.Array,
+    h: jax.Array, rates: Rates | None, key: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+  """What is the same for all cells: embedding, dropout, norm.
+
+  Args:
+    child: settings.
+    params: shared weights.
+    run: (recurrent weights of node 0 [H, 2H], inputs [T, B, 2H], h [B, H])
+      -> (outputs [T, B, H], the state after).
+    tokens: [T, B].
+    h: [B, H].
+    rates: of dropout; None for evaluation.
+    key: of dropout; None for evaluation.
+
+  Returns:
+    What the softmax reads [T, B, H], the state after.
+  """
   chex.assert_rank(tokens, 2)
   batch_size, width = tokens.shape[1], child.hidden_size
   chex.assert_shape(h, (batch_size, width))
@@ -241,11 +271,7 @@ def _outputs(child, params, cell, tokens, h, rates, key):
   inputs = x @ params['w0'][:width]
   if child.input_bias:
     inputs = inputs + _rows(params['b0'], 3)
-  weights = cell_lib.Weights(
-      params['w0'][width:] * kept['weight'],
-      node_weights(child, params, cell))
-  wiring = cell_lib.Wiring(cell.prev, cell.act, _shares(child, cell))
-  outputs, h = cell_lib.run(child.form, wiring, weights, inputs, h)
+  outputs, h = run(params['w0'][width:] * kept['weight'], inputs, h)
   return _normalise(child, params, outputs) * kept['output'][None], h
 
 
