@@ -1,8 +1,8 @@
 """The likelihood of words under a softmax tied with the embedding.
 
-Of [T, B, V] logits only a chunk exists at a time, small enough for a cache;
-the gradient computes them once more. A chunk lies with words first: sums over
-words then run along the batch.
+Of [V, T, B] logits only those of some words exist at a time, few enough for a
+cache; the gradient computes them once more. Words come first: sums over them
+then run along the columns.
 """
 
 import math
@@ -12,9 +12,9 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-# Rows (a step of a column each) of a chunk, at which two cores are fastest.
-FORWARD_ROWS = 64
-BACKWARD_ROWS = 320
+# Logits at a time, and the fewest words: where two cores are fastest.
+CHUNK_LOGITS = 2**20
+CHUNK_WORDS = 128
 
 
 def negative_log_likelihood(
@@ -36,35 +36,43 @@ def negative_log_likelihood(
   chex.assert_shape(bias, embedding.shape[:1])
   chex.assert_equal(outputs.shape[-1], embedding.shape[-1])
   at_target = (outputs * embedding[targets]).sum(-1) + bias[targets]
-  return log_normaliser(outputs, embedding, bias) - at_target
+  rows = outputs.reshape(-1, outputs.shape[-1])
+  log_z = log_normaliser(rows, embedding, bias)
+  return log_z.reshape(targets.shape) - at_target
 
 
 @jax.custom_vjp
 def log_normaliser(
     outputs: jax.Array, embedding: jax.Array, bias: jax.Array
 ) -> jax.Array:
-  """log sum_v exp(embedding_v . outputs + bias_v), [T, B]."""
+  """log sum_v exp(embedding_v . outputs + bias_v); outputs [R, H] -> [R]."""
 
-  def chunk(y):
-    z = _logits(y, embedding, bias)
-    largest = z.max(0)
-    return jnp.log(jnp.exp(z - largest[None]).sum(0)) + largest
+  def chunk(carry, words):
+    largest, total = carry
+    z = _logits(outputs, *words)
+    larger = jnp.maximum(largest, z.max(0))
+    total = total * jnp.exp(largest - larger)
+    return (larger, total + jnp.exp(z - larger[None]).sum(0)), None
 
-  chunks = _chunks(outputs, FORWARD_ROWS)
-  return lax.map(chunk, chunks).reshape(outputs.shape[:2])
+  num_rows = outputs.shape[0]
+  (largest, total), _ = lax.scan(
+      chunk, (jnp.full(num_rows, -jnp.inf), jnp.zeros(num_rows)),
+      _chunks(embedding, bias, num_rows))
+  return jnp.log(total) + largest
 
 
-def _logits(y, embedding, bias):
-  """y [R, H] -> [V, R]."""
-  return embedding @ y.T + bias[:, None]
+def _logits(outputs, embedding, bias):
+  """outputs [R, H], some words' embedding [W, H] and bias [W] -> [W, R]."""
+  return embedding @ outputs.T + bias[:, None]
 
 
-def _chunks(x, rows):
-  """x [T, B, ...] -> [C, T / C * B, ...], about so many rows each."""
-  steps, batch_size = x.shape[:2]
-  divisors = [k for k in range(1, steps + 1) if steps % k == 0]
-  k = min(divisors, key=lambda k: abs(math.log(k * batch_size / rows)))
-  return x.reshape(steps // k, k * batch_size, *x.shape[2:])
+def _chunks(embedding, bias, num_rows):
+  """[V, H], [V] -> [C, V / C, H], [C, V / C]."""
+  num_words, width = embedding.shape
+  wanted = max(CHUNK_LOGITS / num_rows, CHUNK_WORDS)
+  words = min((k for k in range(1, num_words + 1) if num_words % k == 0),
+              key=lambda k: abs(math.log(k / wanted)))
+  return embedding.reshape(-1, words, width), bias.reshape(-1, words)
 
 
 def _forward(outputs, embedding, bias):
@@ -75,17 +83,16 @@ def _forward(outputs, embedding, bias):
 def _backward(residuals, cotangent):
   outputs, embedding, bias, log_z = residuals
 
-  def chunk(totals, inputs):
-    y, log_z, d = inputs
-    d_z = jnp.exp(_logits(y, embedding, bias) - log_z[None]) * d[None]
-    d_embedding, d_bias = totals
-    return (d_embedding + d_z @ y, d_bias + d_z.sum(1)), d_z.T @ embedding
+  def chunk(d_outputs, words):
+    p = jnp.exp(_logits(outputs, *words) - log_z[None])
+    d_z = p * cotangent[None]
+    return d_outputs + d_z.T @ words[0], (d_z @ outputs, d_z.sum(1))
 
-  (d_embedding, d_bias), d_outputs = lax.scan(
-      chunk, (jnp.zeros_like(embedding), jnp.zeros_like(bias)),
-      tuple(_chunks(x, BACKWARD_ROWS)
-            for x in (outputs, log_z, cotangent)))
-  return d_outputs.reshape(outputs.shape), d_embedding, d_bias
+  d_outputs, (d_embedding, d_bias) = lax.scan(
+      chunk, jnp.zeros_like(outputs),
+      _chunks(embedding, bias, outputs.shape[0]))
+  return (d_outputs, d_embedding.reshape(embedding.shape),
+          d_bias.reshape(bias.shape))
 
 
 log_normaliser.defvjp(_forward, _backward)
