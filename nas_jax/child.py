@@ -234,7 +234,8 @@ def logits(
 
 def _outputs(child, params, cell, tokens, h, rates, key):
   """tokens [T, B] -> what the softmax reads [T, B, H], the state after."""
-  wiring = cell_lib.Wiring(cell.prev, cell.act, _shares(child, cell))
+  mean = averaged(child, cell)
+  wiring = cell_lib.Wiring(cell.prev, cell.act, mean / mean.sum())
   nodes = node_weights(child, params, cell)
   run = lambda recurrent, inputs, h: cell_lib.run(
       child.form, wiring, cell_lib.Weights(recurrent, nodes), inputs, h)
@@ -274,12 +275,11 @@ def around(
   return _normalise(child, params, outputs) * kept['output'][None], h
 
 
-def _shares(child, cell):
-  """[N], each node's weight in the mean."""
-  averaged = jnp.ones(child.space.num_nodes).at[0].set(0.)
+def averaged(child: Child, cell: Cell) -> jax.Array:
+  """[N], 1.0 for the nodes of cell [N] that the output averages."""
   if child.output == 'leaves' or child.space.num_nodes == 1:
-    averaged = space_lib.leaves(cell)
-  return averaged / averaged.sum()
+    return space_lib.leaves(cell)
+  return jnp.ones(child.space.num_nodes).at[0].set(0.0)
 
 
 def _normalise(child, params, outputs):
