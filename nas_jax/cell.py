@@ -107,8 +107,8 @@ def _run(form, wiring, weights, inputs, h, trace):
     y, after = outputs(form, wiring.mean, left.states)
     return after, (y, (left, h) if trace else None)
 
-  h, (read, left) = lax.scan(step, h, inputs)
-  return (read, h), left
+  h, (ys, left) = lax.scan(step, h, inputs)
+  return (ys, h), left
 
 
 def _nodes(form, wiring, weights, x, h):
