@@ -56,7 +56,7 @@ def get_config(variant=''):
   config.derive = ml_collections.ConfigDict(dict(
       num_cells=100, chunk=10, num_windows=8))
   config.retrain = ml_collections.ConfigDict(dict(
-      num_rounds=10, updates_per_round=150, num_seeds=1, random_cells=3,
+      num_rounds=10, updates_per_round=150, num_seeds=1, random_cells=5,
       lstm=True, rates=config.rates.copy_and_resolve_references(),
       optimizer=config.optimizer.copy_and_resolve_references()))
   config.retrain.optimizer.decay = 0.7
@@ -76,6 +76,7 @@ def get_config(variant=''):
     config.reward.scale = 200.0
   elif variant == 'small':
     config.space.num_nodes = 3
+    config.retrain.update(num_rounds=10, updates_per_round=100)
   elif variant == 'tiny':
     config.markov.update(vocab_size=6, num_train=2_000, num_valid=1_000)
     config.space.num_nodes = 3

@@ -12,6 +12,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from core_jax import mesh as mesh_lib
+
 # Logits at a time, and the fewest words: where two cores are fastest.
 CHUNK_LOGITS = 2**20
 CHUNK_WORDS = 128
@@ -55,9 +57,10 @@ def log_normaliser(
     return (larger, total + jnp.exp(z - larger[None]).sum(0)), None
 
   num_rows = outputs.shape[0]
+  start = mesh_lib.vary_like(
+      (jnp.full(num_rows, -jnp.inf), jnp.zeros(num_rows)), outputs)
   (largest, total), _ = lax.scan(
-      chunk, (jnp.full(num_rows, -jnp.inf), jnp.zeros(num_rows)),
-      _chunks(embedding, bias, num_rows))
+      chunk, start, _chunks(embedding, bias, num_rows))
   return jnp.log(total) + largest
 
 

@@ -1,5 +1,6 @@
 """A run from its config to its report: search, derive, train from scratch."""
 
+from collections.abc import Callable
 from collections.abc import Sequence
 import time
 from typing import Any
@@ -114,7 +115,7 @@ def retrain_stage(run: experiment.Setup) -> loop.Stage:
     cells = space_lib.decode(run.space, retrained_tokens(run, results))
     return {'arch': tuple(cells), 'data': run.text}
 
-  return _scratch_stage(
+  return scratch_stage(
       run, 'retrain', models.single(run.child), seeds, frozen)
 
 
@@ -125,11 +126,15 @@ def lstm_stage(run: experiment.Setup) -> loop.Stage:
   model = models.lstm(
       run.corpus.vocab_size, experiment.lstm_size(run),
       config.child.init_scale)
-  return _scratch_stage(run, 'lstm', model, seeds, lambda results: {
+  return scratch_stage(run, 'lstm', model, seeds, lambda results: {
       'arch': jnp.zeros(len(seeds)), 'data': run.text})
 
 
-def _scratch_stage(run, name, model, seeds: Sequence[int], frozen):
+def scratch_stage(
+    run: experiment.Setup, name: str, model: models.Model,
+    seeds: Sequence[int], frozen: Callable[[Any], Any],
+) -> loop.Stage:
+  """Trains len(seeds) models from scratch by `config.retrain`."""
   fields = run.config.retrain
   mesh = mesh_lib.make_mesh(len(seeds))
   tx = experiment.make_optimizer(fields.optimizer, fields.updates_per_round)
