@@ -20,6 +20,7 @@ from nas_jax import similarity
 from nas_jax import space as space_lib
 
 _OTHERS = {'lstm': 'LSTM of as many parameters',
+           'untrained': 'untrained controller',
            'random_best': 'best of the random cells',
            'random_mean': 'mean of the random cells'}
 _COURSES = {'valid_loss': 'validation loss of the cells it tries, nats',
@@ -214,11 +215,14 @@ def _portraits(run, path, policies):
   add('decisions', 'How sure each controller is; dotted: no preference.')
   figures.plot_projections(
       drawn / 'states.png',
-      {m: (x['hidden'], x['losses']) for m, x in policies.items()},
+      {m: (x['hidden'], x['losses']) for m, x in policies.items()
+       if x['losses'] is not None},
       perplexity=run.config.analysis.tsne_perplexity)
   add('states', 'Hidden states of the random cells, coloured by their loss '
       'with the shared weights.')
-  for method in policies:
+  for method in run.config.methods[:2]:
+    if method not in policies:
+      continue
     figures.plot_pairs(
         drawn / f'pairs_{method}.png', run.space, cells, apart[method], edits)
     add(f'pairs_{method}', f'{title(method)}: pairs of random cells with the '

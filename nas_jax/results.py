@@ -1,11 +1,12 @@
 """What a run shows: figures of merit, what controllers know, the report."""
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from nas_jax import analysis
@@ -100,32 +101,25 @@ def _best_random(rows):
   return {'random_best': _means(best), 'random_mean': _means(everything)}
 
 
-class Policy:
-  """A trained controller, and what it says of cells."""
+class Measures(NamedTuple):
+  """Programs that measure what searches found, compiled once for all.
 
-  def __init__(self, run: experiment.Setup, params: Any):
-    self.controller = experiment.make_controller(run.config, run.space)
-    self._params = jax.tree.map(jnp.asarray, params)
-    self._score = jax.jit(lambda tokens: controller_lib.score(
-        self.controller, self._params, tokens))
-
-  def sample(self, key: jax.Array, num: int,
-             start: controller_lib.Start | None = None) -> Any:
-    """Decisions [num, ...] of its own cells."""
-    return jax.device_get(controller_lib.sample(
-        self.controller, self._params, key, num, start))
-
-  def score(self, tokens: Any) -> Any:
-    """Decisions [M, ...] of given cells."""
-    return jax.device_get(self._score(tokens))
+  Attributes:
+    losses: (shared weights, tokens [M, S]) -> [M], nats a token of cells, as
+      in deriving.
+    sample: (policy's params, key, start) -> Decisions of `num_cells` cells.
+    score: (policy's params, tokens [M, S]) -> Decisions.
+  """
+  losses: Callable[[Any, Any], np.ndarray]
+  sample: Callable[..., controller_lib.Decisions]
+  score: Callable[..., controller_lib.Decisions]
 
 
-def shared_losses(
-    run: experiment.Setup, shared: Any, tokens: Any
-) -> np.ndarray:
-  """[M], nats a token of cells [M, S] by shared weights, as in deriving."""
+def make_measures(run: experiment.Setup) -> Measures:
+  """The programs of a config."""
   config = run.config
   windows = num_windows(run, config.derive.num_windows)
+  controller = experiment.make_controller(config, run.space)
 
   @jax.jit
   def losses(shared, tokens, valid):
@@ -134,7 +128,15 @@ def shared_losses(
             run.child, shared, space_lib.decode(run.space, row), valid,
             config.window_tokens, windows), tokens)
 
-  return np.asarray(losses(shared, jnp.asarray(tokens), run.text.valid))
+  sample = jax.jit(lambda params, key, start: controller_lib.sample(
+      controller, params, key, config.analysis.num_cells, start))
+  score = jax.jit(lambda params, tokens: controller_lib.score(
+      controller, params, tokens))
+  return Measures(
+      lambda shared, tokens: np.asarray(
+          losses(shared, tokens, run.text.valid)),
+      lambda *args: jax.device_get(sample(*args)),
+      lambda *args: jax.device_get(score(*args)))
 
 
 def uniform_tokens(run: experiment.Setup, num: int) -> np.ndarray:
@@ -144,36 +146,39 @@ def uniform_tokens(run: experiment.Setup, num: int) -> np.ndarray:
 
 
 def policy_report(
-    run: experiment.Setup, found: Mapping[str, Any]
+    run: experiment.Setup, measures: Measures, policy: Any,
+    shared: Any = None,
 ) -> dict[str, Any]:
   """What a controller knows, by its own cells and by the same random ones.
 
   Args:
     run: of the config.
-    found: 'shared' and 'strategy' of a finished search.
+    measures: of the run.
+    policy: the controller's params.
+    shared: the shared weights, by which losses of cells are measured.
 
   Returns:
     'own' and 'uniform': hidden-state reports; 'decisions', 'random_start':
     entropy and confidence; 'prefix': conditioning; 'hidden' [M, h] and
-    'losses' [M] of the random cells.
+    'losses' [M], nats or None, of the random cells.
   """
-  config = run.config
-  fields = config.analysis
-  policy = Policy(run, found['strategy']['params']['policy'])
-  key = jax.random.key(config.seed + _POLICY_SEED)
-  own = policy.sample(key, fields.num_cells)
-  start = controller_lib.random_start(
-      policy.controller, jax.random.fold_in(key, 1))
-  elsewhere = policy.sample(key, fields.num_cells, start)
-  random = policy.score(uniform_tokens(run, fields.num_cells))
-  losses, by_chance = (shared_losses(run, found['shared'], x.tokens)
-                       for x in (own, random))
+  fields = run.config.analysis
+  controller = experiment.make_controller(run.config, run.space)
+  key = jax.random.key(run.config.seed + _POLICY_SEED)
+  own = measures.sample(policy, key, controller_lib.zero_start(controller))
+  elsewhere = measures.sample(policy, key, controller_lib.random_start(
+      controller, jax.random.fold_in(key, 1)))
+  random = measures.score(policy, uniform_tokens(run, fields.num_cells))
+  losses, by_chance = (
+      None if shared is None else measures.losses(shared, x.tokens)
+      for x in (own, random))
 
   def states(decisions, losses):
+    told = losses is not None and np.isfinite(losses).sum() > 2
     return analysis.hidden_state_report(
         decisions.hidden[:, -1], space_lib.decode(run.space, decisions.tokens),
-        losses if np.isfinite(losses).sum() > 2 else None,
-        num_permutations=fields.num_permutations, seed=config.seed)
+        losses if told else None,
+        num_permutations=fields.num_permutations, seed=run.config.seed)
 
   probs = lambda decisions: np.exp(decisions.log_probs)
   return {
@@ -187,13 +192,13 @@ def policy_report(
 
 
 def method_row(
-    run: experiment.Setup, found: Mapping[str, Any], method: str,
+    measures: Measures, found: Mapping[str, Any], method: str,
     random: np.ndarray,
 ) -> dict[str, float]:
   """A search's figures by its own shared weights.
 
   Args:
-    run: of the config.
+    measures: of the run.
     found: results of the run's stages.
     method: whose.
     random: tokens [M, S] of random cells.
@@ -203,7 +208,7 @@ def method_row(
     and of random cells under the same weights.
   """
   candidates = np.asarray(found[f'derive_{method}']['losses'])
-  by_chance = shared_losses(run, found[f'search_{method}']['shared'], random)
+  by_chance = measures.losses(found[f'search_{method}']['shared'], random)
   perplexity = lambda x: float(experiment.perplexity(x))
   return {
       'shared_perplexity': perplexity(candidates.min()),
@@ -225,21 +230,30 @@ def collect(
   Returns:
     Name -> figures, and method -> `policy_report`, where it has a controller.
   """
+  measures = make_measures(run)
   random = uniform_tokens(run, run.config.analysis.num_cells)
   spent, scratch = costs(run.config, run), scratch_rows(run, found, names)
   in_trainings = spent['search'] / max(spent['scratch'], 1.0)
   rows = {}
   for method in run.config.methods:
     rows[method] = {
-        'cost': in_trainings + 1, **method_row(run, found, method, random),
+        'cost': in_trainings + 1, **method_row(measures, found, method, random),
         **scratch.pop(method, {})}
   for name, row in scratch.items():
     cost = run.config.retrain.random_cells if name == 'random_best' else 1
     rows[name] = {'cost': float(cost), **row}
   policies = {
-      method: policy_report(run, found[f'search_{method}'])
+      method: policy_report(
+          run, measures, searched['strategy']['params']['policy'],
+          searched['shared'])
       for method in run.config.methods
-      if 'params' in found[f'search_{method}']['strategy']}
+      if 'params' in (searched := found[f'search_{method}'])['strategy']}
+  if policies:
+    # What a correlation is to be compared with: 0 it is not.
+    start = controller_lib.init_params(
+        experiment.make_controller(run.config, run.space),
+        jax.random.key(run.config.seed))
+    policies['untrained'] = policy_report(run, measures, start)
   return rows, policies
 
 
