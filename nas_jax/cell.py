@@ -182,12 +182,22 @@ def _backward(form, residuals, cotangents):
 
   d_h, (d_z, d_mean) = lax.scan(
       step, d_last, (d_outputs, left, before), reverse=True)
-  parents = left.states[:, wiring.prev[1:]]
+
+  def d_node(inputs):
+    j, i = inputs
+    of = lambda x, k: lax.dynamic_index_in_dim(x, k, 1, keepdims=False)
+    return _products(of(left.states, i), of(d_z, j))
+
   d_weights = Weights(
-      jnp.einsum('tbh,tbk->hk', before, d_z[:, 0]),
-      jnp.einsum('tnbh,tnbk->nhk', parents, d_z[:, 1:]))
+      _products(before, d_z[:, 0]),
+      lax.map(d_node, (jnp.arange(1, d_z.shape[1]), wiring.prev[1:])))
   d_wiring = Wiring(None, None, d_mean.sum(0))
   return d_wiring, d_weights, d_z[:, 0], d_h
+
+
+def _products(x, d_z):
+  """[T, B, H], [T, B, 2H] -> [H, 2H], summed over steps and columns."""
+  return x.reshape(-1, x.shape[-1]).T @ d_z.reshape(-1, d_z.shape[-1])
 
 
 def _nodes_backward(form, wiring, weights, left, h, d_states):

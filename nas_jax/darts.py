@@ -85,12 +85,12 @@ def one_hot(space: space_lib.Space, cell: space_lib.Cell) -> Mixture:
 
 
 def discretise(space: space_lib.Space, alpha: Alpha) -> space_lib.Cell:
-  """Of each node the parent with the most weight, then its best activation."""
+  """Of each node the parent and activation of the largest weight (DARTS)."""
   found = mixture(space, alpha)
   prev, act = [jnp.int32(0)], [jnp.argmax(found.first)]
   for j in range(1, space.num_nodes):
     mine = found.edges[edges_of(j)]
-    prev.append(jnp.argmax(mine.sum(1)))
+    prev.append(jnp.argmax(mine.max(1)))
     act.append(jnp.argmax(mine[prev[-1]]))
   stack = lambda x: jnp.stack(x).astype(jnp.int32)
   return space_lib.Cell(stack(prev), stack(act))

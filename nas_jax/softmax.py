@@ -12,11 +12,11 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from core_jax import mesh as mesh_lib
-
 # Logits at a time, and the fewest words: where two cores are fastest.
 CHUNK_LOGITS = 2**20
 CHUNK_WORDS = 128
+# exp and a sum over any vocabulary stay finite, and above 0, within this.
+LARGEST_LOGIT = 60.0
 
 
 def negative_log_likelihood(
@@ -47,7 +47,28 @@ def negative_log_likelihood(
 def log_normaliser(
     outputs: jax.Array, embedding: jax.Array, bias: jax.Array
 ) -> jax.Array:
-  """log sum_v exp(embedding_v . outputs + bias_v); outputs [R, H] -> [R]."""
+  """log sum_v exp(embedding_v . outputs + bias_v); outputs [R, H] -> [R].
+
+  Where Cauchy and Schwarz say that no logit is large, no maximum is looked
+  for.
+  """
+  longest = lambda x: jnp.sqrt((x * x).sum(-1).max())
+  bound = longest(outputs) * longest(embedding) + jnp.abs(bias).max()
+  return lax.cond(bound < LARGEST_LOGIT, _of_small_logits, _of_any_logits,
+                  outputs, embedding, bias)
+
+
+def _of_small_logits(outputs, embedding, bias):
+
+  def chunk(total, words):
+    return total + jnp.exp(_logits(outputs, *words)).sum(0), None
+
+  total, _ = lax.scan(chunk, jnp.zeros_like(outputs[:, 0]),
+                      _chunks(embedding, bias, outputs.shape[0]))
+  return jnp.log(total)
+
+
+def _of_any_logits(outputs, embedding, bias):
 
   def chunk(carry, words):
     largest, total = carry
@@ -56,11 +77,10 @@ def log_normaliser(
     total = total * jnp.exp(largest - larger)
     return (larger, total + jnp.exp(z - larger[None]).sum(0)), None
 
-  num_rows = outputs.shape[0]
-  start = mesh_lib.vary_like(
-      (jnp.full(num_rows, -jnp.inf), jnp.zeros(num_rows)), outputs)
+  zeros = jnp.zeros_like(outputs[:, 0])
   (largest, total), _ = lax.scan(
-      chunk, start, _chunks(embedding, bias, num_rows))
+      chunk, (jnp.full_like(zeros, -jnp.inf), zeros),
+      _chunks(embedding, bias, outputs.shape[0]))
   return jnp.log(total) + largest
 
 

@@ -46,6 +46,44 @@ def test_probabilities_of_a_node_sum_to_one():
   np.testing.assert_array_equal(fixed.first, [0, 1, 0, 0])
 
 
+def test_leaves_of_a_mixture_are_the_expected_leaves():
+  alpha = darts.init_alpha(CHILD, jax.random.key(6))
+  found = darts.mixture(CHILD.space, jax.tree.map(lambda x: 1e3 * x, alpha))
+  # Over all 1536 cells; a mixture's nodes choose independently.
+  cells = space_lib.enumerate_cells(CHILD.space)
+  chance = np.asarray(found.first)[cells.act[:, 0]]
+  for j in range(1, 4):
+    edges = child_lib.edge(j, cells.prev[:, j])
+    chance = chance * np.asarray(found.edges)[edges, cells.act[:, j]]
+  expected = chance @ np.asarray(space_lib.leaves(cells))
+  np.testing.assert_allclose(chance.sum(), 1, rtol=1e-5)
+  np.testing.assert_allclose(
+      darts.shares(CHILD, found), expected / expected.sum(), rtol=1e-5)
+
+
+def test_one_node_after_the_first_is_linear_in_its_probabilities():
+  space = space_lib.Space(2, first='tanh')
+  child = dataclasses.replace(CHILD, space=space)
+  params = child_lib.init_params(child, jax.random.key(1))
+  h = 0.1 * jax.random.normal(jax.random.key(2), (3, 6))
+  state = jax.jit(lambda found: darts.mixed_negative_log_likelihood(
+      child, params, found, text()[:2], h)[1])
+  alpha = darts.init_alpha(child, jax.random.key(7))
+  found = darts.mixture(space, jax.tree.map(lambda x: 1e3 * x, alpha))
+  mean = sum(
+      p * state(darts.one_hot(space, cell)) for p, cell in zip(
+          found.edges[0], space_lib.unstack(space_lib.enumerate_cells(space)),
+          strict=True))
+  np.testing.assert_allclose(state(found), mean, rtol=1e-4, atol=1e-6)
+
+
+def test_a_node_takes_its_parent_by_the_largest_weight():
+  # Node 2: parent 0 has more in all, parent 1 the largest single weight.
+  edges = jnp.zeros((6, 4)).at[1].set(2.0).at[2, 3].set(3.0)
+  found = darts.discretise(CHILD.space, darts.Alpha(jnp.zeros(4), edges))
+  assert (found.prev[2], found.act[2]) == (1, 3)
+
+
 def test_discretising_finds_the_cell_that_alpha_favours():
   for cell in space_lib.unstack(
       space_lib.sample(CHILD.space, jax.random.key(4), 20)):
