@@ -3,8 +3,9 @@
 `nas_evaluate`: the likelihood of one window, 64 columns of 35 words, under
 another cell of 12 nodes at every run: 1000 / ms architectures a second.
 `nas_shared`: one update of the shared weights (SGD, norm 0.25) with another
-cell at every run. Vocabulary 10,000, float32, random words, no dropout. Each
-side draws the same cells; ours compiles once for all of them.
+cell at every run. `nas_controller`: one update of ENAS' controller by a cell
+that it draws and that such a window rewards. Vocabulary 10,000, float32,
+random words, no dropout. Ours compiles once for all cells.
 """
 
 import functools
@@ -16,7 +17,7 @@ from benchmarks import msd
 
 NUM_NODES, NUM_CELLS = 12, 8
 VOCABULARY, COLUMNS, WINDOW = 10_000, 64, 35
-LEARNING_RATE, MAX_NORM = 20.0, 0.25
+LEARNING_RATE, MAX_NORM, POLICY_RATE = 20.0, 0.25, 3.5e-4
 PEERS = ('torch, a matrix per edge', 'torch, two layers per edge')
 
 
@@ -34,12 +35,14 @@ def cases(quick: bool) -> dict[str, dict[str, harness.Case]]:
       'nas_evaluate': make(our_evaluation, torch_evaluation,
                            (64,) if quick else (64, 200, 1000), 1),
       'nas_shared': make(our_update, torch_update,
-                         (64,) if quick else (64, 200), 3)}
+                         (64,) if quick else (64, 200), 3),
+      'nas_controller': make(our_policy_update, torch_policy_update,
+                             (64,) if quick else (64, 200), 1)}
 
 
 def warm_imports(side: functools.partial) -> None:
   """Loads what the side needs, so that its memory is counted without."""
-  if side.func in (our_evaluation, our_update):
+  if side.func in (our_evaluation, our_update, our_policy_update):
     import jax
 
     from nas_jax import child  # noqa: F401
@@ -124,6 +127,38 @@ def our_update(width: int) -> harness.Prepared:
   return harness.Prepared(run, seconds)
 
 
+def our_policy_update(width: int) -> harness.Prepared:
+  import jax
+  import optax
+
+  from nas_jax import controller as controller_lib
+  from nas_jax import memory
+  from nas_jax import search
+  from nas_jax import strategies
+  child, params, _, tokens, _ = _problem(width)
+  strategy = strategies.enas(
+      controller_lib.Controller(child.space), memory.Memory(),
+      strategies.Reward(), optax.adam(POLICY_RATE))
+
+  def step(state, params, tokens, key):
+    supernet = strategies.Supernet(
+        lambda cells, key: search.cell_losses(child, params, cells, tokens))
+    key, draw = jax.random.split(key)
+    return strategy.update(state, draw, supernet)[0], key
+
+  key = jax.random.key(0)
+  holder = [(jax.jit(strategy.init)(key), key)]
+  compiled, seconds = _compile(
+      jax.jit(step, donate_argnums=0), holder[0][0], params, tokens, key)
+
+  def run():
+    state, key = holder[0]
+    holder[0] = compiled(state, params, tokens, key)
+    jax.block_until_ready(holder[0])
+
+  return harness.Prepared(run, seconds)
+
+
 def _compile(function, *args):
   start = time.perf_counter()
   compiled = function.lower(*args).compile()
@@ -176,5 +211,24 @@ def torch_update(width: int, peer: str) -> harness.Prepared:
     holder[0] = torch_nas.update(
         optimizer, params, *next(following), tokens, holder[0], MAX_NORM,
         linears)
+
+  return harness.Prepared(run)
+
+
+def torch_policy_update(width: int, peer: str) -> harness.Prepared:
+  from benchmarks import torch_nas
+  from nas_jax import space as space_lib
+  torch = msd._torch()
+  params, _, tokens, h, linears = _torch_problem(width, peer)
+  space = space_lib.enas(NUM_NODES)
+  controller = torch_nas.Controller(
+      space.num_options.tolist(), len(space.activations), 100)
+  optimizer = torch.optim.Adam(controller.parameters(), POLICY_RATE)
+  baseline = [0.0]
+
+  def run():
+    baseline[0] = torch_nas.reinforce(
+        controller, optimizer, params, space.activations, tokens, h, linears,
+        baseline[0])
 
   return harness.Prepared(run)

@@ -144,3 +144,49 @@ def update(optimizer, params, prev, names, tokens, h, max_norm, linears):
   torch.nn.utils.clip_grad_norm_(leaves(params), max_norm)
   optimizer.step()
   return h.detach()
+
+
+class Controller(torch.nn.Module):
+  """ENAS' policy: an LSTM cell, a linear head for each decision."""
+
+  def __init__(self, num_options, num_acts, hidden_size):
+    super().__init__()
+    self.num_options, self.num_acts = num_options, num_acts
+    self.embedding = torch.nn.Embedding(
+        num_acts + max(num_options), hidden_size)
+    self.lstm = torch.nn.LSTMCell(hidden_size, hidden_size)
+    self.heads = torch.nn.ModuleList(
+        torch.nn.Linear(hidden_size, k) for k in num_options)
+
+  def forward(self):
+    """Tokens of a drawn cell, its log-probability and its entropy, nats."""
+    x = torch.zeros(1, self.lstm.hidden_size)
+    state, tokens, log_prob, entropy = (x, x), [], 0.0, 0.0
+    for t, head in enumerate(self.heads):
+      state = self.lstm(x, state)
+      logits = 2.5 * torch.tanh(head(state[0]) / 5.0)
+      policy = torch.distributions.Categorical(logits=logits)
+      token = policy.sample()
+      log_prob = log_prob + policy.log_prob(token)
+      entropy = entropy + policy.entropy()
+      x = self.embedding(token + self.num_acts * (t % 2))
+      tokens.append(int(token))
+    return tokens, log_prob, entropy
+
+
+def reinforce(
+    controller, optimizer, params, names, tokens, h, linears, baseline
+):
+  """One update of the controller by one cell; the new baseline."""
+  found, log_prob, entropy = controller()
+  prev = [0, *found[1::2]]
+  acts = [names[a] for a in found[::2]]
+  with torch.no_grad():
+    nll, _ = negative_log_likelihood(
+        params, prev, acts, tokens, h, linears=linears)
+    reward = 80.0 / nll.mean().exp().item()
+  optimizer.zero_grad(set_to_none=True)
+  loss = -log_prob * (reward - baseline) - 1e-4 * entropy
+  loss.sum().backward()
+  optimizer.step()
+  return 0.95 * baseline + 0.05 * reward

@@ -14,6 +14,7 @@ from core_jax import folder
 from core_jax import metrics as metrics_lib
 from core_jax import report as report_lib
 from nas_jax import experiment
+from nas_jax import export
 from nas_jax import figures
 from nas_jax import results
 from nas_jax import similarity
@@ -77,7 +78,8 @@ def write(
       path, title=f'Architecture search: {config.dataset}', lead=_lead(run),
       sections=sections, config=config, command=folder.resume_command(path))
   _print(rows, policies)
-  print(f'Cells: {path}/cells.json\nReport: {page}', flush=True)
+  print(f'Cells: {path}/cells.json, and as Flax modules cell_*.py\n'
+        f'Report: {page}', flush=True)
   return summary
 
 
@@ -85,6 +87,9 @@ def _write_cells(run, path, cells):
   found = {method: space_lib.to_json(run.space, cell)
            for method, cell in cells.items()}
   folder.write_text(path / 'cells.json', json.dumps(found, indent=2) + '\n')
+  for method, cell in cells.items():
+    folder.write_text(
+        path / f'cell_{method}.py', export.module_text(run.child, cell))
 
 
 def _print(rows, policies):

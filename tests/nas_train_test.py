@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import runpy
 import signal
 
 import chex
@@ -15,6 +16,8 @@ import pytest
 from configs import nas_markov
 from core_jax import loop
 from core_jax import mesh as mesh_lib
+from core_jax import seeds
+from nas_jax import compare
 from nas_jax import experiment
 from nas_jax import search
 from nas_jax import space as space_lib
@@ -180,3 +183,31 @@ def test_a_field_that_does_not_fit_is_named(changes, words, tmp_path):
 def test_a_plan_runs_nothing():
   shown = train.show_plan(tiny(methods=('uniform',)))
   assert 'search_uniform' in shown and 'retrain' in shown
+
+
+def test_seeds_are_compared_in_tables(finished):
+  _, path, summary = finished
+  found = seeds.read([str(path), str(path)])
+  text = compare.search_table(found)
+  assert f'{summary["enas_test_perplexity"]:.4g} ± 0' in text
+  assert text.count('\n') == 1 + len(compare.rows(found))
+  knowledge = compare.knowledge_table(found)
+  assert 'untrained controller' in knowledge
+  assert 'ENAS, reconstructing a memory' in knowledge
+  assert 'p = 0.5' in compare.effect(found, 'enas_reconstruct', 'enas')
+
+
+def test_a_found_cell_is_written_as_a_module_of_its_own(finished):
+  config, path, _ = finished
+  cells = json.loads((path / 'cells.json').read_text())
+  for method in config.methods:
+    module = runpy.run_path(str(path / f'cell_{method}.py'))
+    model = module['LanguageModel']()
+    tokens = jnp.zeros((5, 2), jnp.int32)
+    (logits, _), variables = model.init_with_output(
+        jax.random.key(0), tokens)
+    assert logits.shape == (5, 2, config.markov.vocab_size)
+    assert variables['params']
+    names = set(cells[method]['act'])
+    text = (path / f'cell_{method}.py').read_text()
+    assert all(f'nn.{name}' in text or name == 'identity' for name in names)
