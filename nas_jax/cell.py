@@ -104,11 +104,11 @@ def _run(form, wiring, weights, inputs, h, trace):
 
   def step(h, x):
     left = _nodes(form, wiring, weights, x, h)
-    y, after = _outputs(form, wiring.mean, left.states)
+    y, after = outputs(form, wiring.mean, left.states)
     return after, (y, (left, h) if trace else None)
 
-  h, (outputs, left) = lax.scan(step, h, inputs)
-  return (outputs, h), left
+  h, (ys, left) = lax.scan(step, h, inputs)
+  return (ys, h), left
 
 
 def _nodes(form, wiring, weights, x, h):
@@ -143,7 +143,9 @@ def _select(form, functions, act, u):
   return lax.select_n(act, *cases) if len(cases) > 1 else cases[0]
 
 
-def _outputs(form, mean, states):
+def outputs(
+    form: Form, mean: jax.Array, states: jax.Array
+) -> tuple[jax.Array, jax.Array]:
   """States [N, B, H] -> the output and the next state, [B, H] each."""
   y = clip_norm(jnp.tensordot(mean, states, 1), form.max_norm)
   if form.state == 'mean':
@@ -172,7 +174,7 @@ def _backward(form, residuals, cotangents):
 
   def step(d_h, inputs):
     d_y, left, h = inputs
-    _, pull = jax.vjp(functools.partial(_outputs, form), wiring.mean,
+    _, pull = jax.vjp(functools.partial(outputs, form), wiring.mean,
                       left.states)
     d_mean, d_states = pull((d_y, d_h))
     d_z, d_h = _nodes_backward(form, wiring, weights, left, h, d_states)
@@ -180,12 +182,22 @@ def _backward(form, residuals, cotangents):
 
   d_h, (d_z, d_mean) = lax.scan(
       step, d_last, (d_outputs, left, before), reverse=True)
-  parents = left.states[:, wiring.prev[1:]]
+
+  def d_node(inputs):
+    j, i = inputs
+    of = lambda x, k: lax.dynamic_index_in_dim(x, k, 1, keepdims=False)
+    return _products(of(left.states, i), of(d_z, j))
+
   d_weights = Weights(
-      jnp.einsum('tbh,tbk->hk', before, d_z[:, 0]),
-      jnp.einsum('tnbh,tnbk->nhk', parents, d_z[:, 1:]))
+      _products(before, d_z[:, 0]),
+      lax.map(d_node, (jnp.arange(1, d_z.shape[1]), wiring.prev[1:])))
   d_wiring = Wiring(None, None, d_mean.sum(0))
   return d_wiring, d_weights, d_z[:, 0], d_h
+
+
+def _products(x, d_z):
+  """[T, B, H], [T, B, 2H] -> [H, 2H], summed over steps and columns."""
+  return x.reshape(-1, x.shape[-1]).T @ d_z.reshape(-1, d_z.shape[-1])
 
 
 def _nodes_backward(form, wiring, weights, left, h, d_states):

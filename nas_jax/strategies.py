@@ -32,7 +32,7 @@ class Supernet(NamedTuple):
     relaxed: (alpha, key) -> [], that of the mixture of all cells.
   """
   losses: Callable[[jax.Array, jax.Array], jax.Array]
-  relaxed: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+  relaxed: Callable[[Any, jax.Array], jax.Array] | None = None
 
 
 class Strategy(NamedTuple):
@@ -50,7 +50,7 @@ class Strategy(NamedTuple):
   update: Callable[[State, jax.Array, Supernet], tuple[State, Metrics]]
   begin: Callable[[State, jax.Array, jax.Array], State] = (
       lambda state, key, round_: state)
-  relax: Callable[[State], jax.Array] | None = None
+  relax: Callable[[State], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,20 +287,19 @@ def halving(
 
 
 def differentiable(
-    space: space_lib.Space, tx: optax.GradientTransformation,
-    discretise: Callable[[jax.Array], jax.Array],
+    init_alpha: Callable[[jax.Array], Any],
+    discretise: Callable[[Any], jax.Array], tx: optax.GradientTransformation,
 ) -> Strategy:
   """First-order DARTS: the gradient of the mixture's validation loss.
 
   Args:
-    space: of the cells.
-    tx: of alpha; DARTS has Adam 3e-3, weight decay 1e-3.
+    init_alpha: key -> alpha, a tree.
     discretise: alpha -> tokens [S].
+    tx: of alpha; DARTS has Adam 3e-3, weight decay 1e-3.
   """
-  shape = (space.num_decisions, int(space.num_options.max()))
 
   def init(key):
-    alpha = 1e-3 * jax.random.normal(key, shape)
+    alpha = init_alpha(key)
     return {'alpha': alpha, 'opt_state': tx.init(alpha)}
 
   def sample(state, key, num):

@@ -43,7 +43,8 @@ MAKE = {
     'evolution': lambda: strategies.evolution(SPACE, 32, 8, 8),
     'halving': lambda: strategies.halving(SPACE, 64, 300, 8),
     'differentiable': lambda: strategies.differentiable(
-        SPACE, optax.adam(3e-2), discretise),
+        lambda key: 1e-3 * jax.random.normal(key, (7, 4)), discretise,
+        optax.adam(3e-2)),
 }
 
 
