@@ -36,8 +36,8 @@ def tiny(**changes):
   config = digits.get_config('tiny')
   config.classifier = None
   config.update_from_flattened_dict({
-      'teacher.network.width': 16, 'teacher.network.depth': 2,
-      'students.network.width': 16, 'students.network.depth': 2,
+      'teacher.network.width': 16, 'teacher.network.depth': 1,
+      'students.network.width': 16, 'students.network.depth': 1,
       'students.ratio': 2, 'num_students': 2, 'baselines': (), **changes})
   return config.lock()
 
