@@ -3,6 +3,7 @@
 from collections import Counter
 import copy
 import dataclasses
+import json
 
 import pytest
 
@@ -11,6 +12,7 @@ from link_jax import expand
 from link_jax import facts
 from link_jax import graphs
 from link_jax import knowledge
+from link_jax import relations
 from link_jax import rulefile
 from link_jax import rules
 from link_jax import search
@@ -171,6 +173,25 @@ def test_a_fact_needs_two_votes_and_no_denial():
   denied = search.search(
       rule, make(book=Fickle(), judge=Judge(0.), num_calls=1))
   assert not any(denied.found.values())
+
+
+def test_a_rule_whose_facts_branch_is_searched():
+  data = facts.embedded()
+  entry = json.loads((facts.DATA / 'rules.json').read_text())['food_allergy']
+  entry['premise_map']['is_a(Z, K)'] = '[Z] is [a K]'
+  entry['variables']['K'] = ['K', 'Class', False, None]
+  entry['bindings']['is_a(Z, K)'] = 'table:kind_of'
+  entry['types']['K'] = 'kind_of:food'
+  rule = rulefile.parse('branching', entry)
+  found = search.search(rule, make(
+      book=knowledge.FactsModel(data), judge=critic.FactsCritic(data))).found
+  constraints = [p for p in rule.premises if p.kind == 'constraint']
+  assert len(constraints) == 3 and all(found.values())
+  for one in (*found['head'], *found['longtail']):
+    values = dict(one.beam.bindings)
+    for p in constraints:
+      x, y = (values[a] for a in p.arguments)
+      assert relations.parse(p.binding, data).ask(x, y).holds
 
 
 def test_queries_differ_by_seed_and_call(rule):
