@@ -37,7 +37,10 @@ def get_config(variant=''):
       order='auto', norm='mean', beam_size=100, num_calls=1,
       values_per_call=8, first_values_per_call=100, patience_calls=2,
       factual_votes=2, factual_agreeing=2, quantile=0.25, rouge_weight=3.,
-      target_per_split=12, max_repeats=2))
+      target_per_split=12, max_repeats=2,
+      # Values asked for of a rule, in rounds, until its splits are full; 0: one
+      # round. A rule that stays short: 'keep', 'drop', or 'stop'.
+      max_candidates=0, on_exhausted='keep'))
   config.selector = 'quantile'
   config.compare = ('compat75', 'length_matched')  # measured beside it
   config.measure = ml_collections.ConfigDict(dict(

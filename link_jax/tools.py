@@ -61,6 +61,12 @@ def check(config: Config) -> None:
   if config.knowledge.parser not in parse.PARSERS:
     raise ValueError(f'knowledge.parser is {config.knowledge.parser!r}; there '
                      f'are {sorted(parse.PARSERS)}')
+  if config.search.on_exhausted not in search.ON_EXHAUSTED:
+    raise ValueError(f'search.on_exhausted is {config.search.on_exhausted!r}; '
+                     f'there are {search.ON_EXHAUSTED}')
+  if config.search.max_candidates < 0:
+    raise ValueError('search.max_candidates is '
+                     f'{config.search.max_candidates}; 0 is one round')
   if not config.critic.kinds:
     raise ValueError('critic.kinds is empty: nothing would be checked')
 
@@ -199,4 +205,4 @@ def search_of(config: Config, tools: Tools, kind: str) -> search.Search:
       expand.Expander(tools.knowledge, tools.critic, thresholds, asking),
       tools.scorers[config.ranker], selector,
       likelihood_lib.check_norm(s.norm), s.order, s.target_per_split,
-      s.max_repeats)
+      s.max_repeats, s.max_candidates, s.on_exhausted)

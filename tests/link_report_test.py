@@ -55,6 +55,8 @@ def test_a_signal_stops_between_events_and_the_run_goes_on(tmp_path):
     ('selector', 'best', 'selector.kind'), ('ranker', 'unigram', 'own ranking'),
     ('search.norm', 'median', 'norm .median.'),
     ('search.quantile', 0.7, 'would meet'),
+    ('search.on_exhausted', 'raise', 'on_exhausted is .raise.; there are'),
+    ('search.max_candidates', -1, 'max_candidates is -1'),
     ('knowledge.kind', 'oracle', 'knowledge.kind'),
     ('knowledge.kind', 'http', 'base_url and model'),
     ('knowledge.parser', 'xml', 'knowledge.parser'),
@@ -82,6 +84,8 @@ def test_the_bound_of_a_rule_by_hand():
   bound = bounds.of_rule(rule, config)
   assert (bound.questions, bound.calls) == (questions, 2 * questions)
   assert bound.completion_tokens == 2 * questions * 1024
+  config.search.max_candidates = 101
+  assert bounds.of_rule(rule, config).questions == 21  # of 5 values and more
 
 
 def test_an_unknown_variant_is_refused():

@@ -4,6 +4,7 @@ from collections import Counter
 import copy
 import dataclasses
 import json
+import random
 
 import pytest
 
@@ -217,6 +218,43 @@ def test_where_a_value_begins_in_its_text(rule):
   bindings = {'P': 'PersonX', 'A': 'a', 'Z': 'n', 'B': 'B [A]'}
   text = search.text_of(rule, bindings, 'Z')
   assert text.text[text.value_start:].startswith('n is a ingredient in B [A]')
+
+
+def test_a_rule_that_is_short_asks_again_until_its_values_are_spent(rule):
+  def run(max_candidates, book, **settings):
+    by = make(book=book, num_calls=1, values_per_call=1,
+              first_values_per_call=1)
+    return search.search(rule, dataclasses.replace(
+        by, max_candidates=max_candidates, target_per_split=2, **settings))
+
+  class Turns(Book):  # another value in each round
+    def values(self, query):
+      found = super().values(query)
+      return random.Random(query.key()).sample(found, len(found))
+
+  once = run(0, Turns())
+  assert sum(map(len, once.found.values())) <= 2
+  book = Turns()
+  again = run(200, book)
+  assert [len(again.found[s]) for s in search.SPLITS] == [2, 2]
+  assert sum(q.n for q in book.queries) < 200  # full, so it stopped
+  for most in (1, 7, 20):
+    book = Turns()
+    run(most, book)
+    assert sum(q.n for q in book.queries) <= most
+  assert len({q.key() for q in book.queries}) == len(book.queries)
+
+
+def test_a_rule_that_stays_short_is_kept_dropped_or_named(rule):
+  def run(on_exhausted):
+    return search.search(rule, dataclasses.replace(
+        make(), target_per_split=9, max_candidates=300,
+        on_exhausted=on_exhausted)).found
+  assert all(0 < len(ones) < 9 for ones in run('keep').values())
+  assert not any(run('drop').values())
+  with pytest.raises(search.Exhausted, match=(
+      "rule 'rule2' gave 1 of 9 head and 1 of 9 longtail.*max_candidates")):
+    run('stop')
 
 
 class Words(Length):
