@@ -24,7 +24,8 @@ def get_config(variant=''):
           base_url='', model='', key_variable='OPENAI_API_KEY',
           temperature=0.7, top_p=1., max_tokens=512, max_bad_answers=3,
           in_words=False, timeout_seconds=60.)))
-  # 'yes-no:smollm2' asks a language model; the first that knows decides.
+  # 'yes-no:smollm2' asks a language model, 'nli:FOLDER' one of inference; the
+  # first that knows decides.
   config.critic = ml_collections.ConfigDict(dict(
       kinds=('facts',), start_percent=85, step_percent=5, lowest_percent=65,
       moving=False))  # moving: LINK's thresholds, for probabilities

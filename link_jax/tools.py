@@ -157,9 +157,12 @@ def critic_of(config: Config) -> critic_lib.Critic:
     elif name == 'yes-no' and model:
       from link_jax import lm_score
       critics.append(critic_lib.YesNoCritic(lm_score.load_scorer(model)))
+    elif name == 'nli' and model:
+      from link_jax import nli
+      critics.append(nli.load_critic(model))
     else:
       raise ValueError(f'critic.kinds: {kind!r} is not known; there are '
-                       "'facts' and 'yes-no:MODEL'")
+                       "'facts', 'yes-no:MODEL' and 'nli:FOLDER'")
   return critics[0] if len(critics) == 1 else critic_lib.FirstOf(critics)
 
 
