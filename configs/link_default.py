@@ -47,8 +47,12 @@ def get_config(variant=''):
   config.measure = ml_collections.ConfigDict(dict(
       num_resamples=9999, bin_nats=0.1))
 
-  # Limits of the whole run; 0: none. They change no statement, so a run may go
-  # on with others.
+  # Rules spread over so many processes by Ray, of this machine or of the
+  # cluster at an address ('auto', 'ray://HOST:PORT'); 0: one after another.
+  # This changes no statement, nor do limits.
+  config.spread = ml_collections.ConfigDict(dict(workers=0, address=''))
+
+  # Limits of the whole run; 0: none. A run may go on with others.
   config.limits = ml_collections.ConfigDict(dict(
       max_calls=0, max_tokens=0, max_cost=0., prompt_price=0.,
       completion_price=0., concurrency=8, calls_per_second=10.,

@@ -140,7 +140,7 @@ def _round(rule, by, funnel, budget, number, on_event):
         row['kept'] = len(beams[row['split']])
     if on_event:
       on_event({'event': 'step', 'rule': rule.name, 'round': number,
-                'variable': variable, 'rows': funnel[-2:]})
+                'variable': variable, 'rows': [dict(r) for r in funnel[-2:]]})
   return pools
 
 

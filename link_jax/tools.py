@@ -58,6 +58,11 @@ def check(config: Config) -> None:
         f"knowledge.kind is {kind!r}; there are 'facts' and 'http'")
   if kind == 'http' and not (http.base_url and http.model):
     raise ValueError('knowledge.http: base_url and model are needed')
+  if kind == 'http' and config.spread.workers:
+    raise ValueError(
+        "spread.workers: knowledge.kind = 'http' keeps to one process, which "
+        "counts its calls and keeps their answers; let spread.workers be 0 and "
+        'raise limits.concurrency')
   if config.knowledge.parser not in parse.PARSERS:
     raise ValueError(f'knowledge.parser is {config.knowledge.parser!r}; there '
                      f'are {sorted(parse.PARSERS)}')
