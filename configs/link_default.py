@@ -19,8 +19,11 @@ def get_config(variant=''):
   config.rules = ''  # a file of rules; '': those that come with the package
   config.only_rules = ()  # names; (): all
 
+  # 'facts', 'http', or 'lm': a name or folder of weights, run here.
   config.knowledge = ml_collections.ConfigDict(dict(
-      kind='facts', guess_share=0.25, parser='tolerant', http=dict(
+      kind='facts', guess_share=0.25, parser='tolerant', lm=dict(
+          model='smollm2', mode='choose', pool_size=64, temperature=1.,
+          top_p=1., max_new_tokens=128), http=dict(
           base_url='', model='', key_variable='OPENAI_API_KEY',
           temperature=0.7, top_p=1., max_tokens=512, max_bad_answers=3,
           in_words=False, timeout_seconds=60.)))

@@ -92,6 +92,7 @@ def show(config: ml_collections.ConfigDict) -> str:
         f'prompts and {bound.completion_tokens:,} of answers, cost '
         f'{cost:,.2f}; limits: {", ".join(held) or "none"}')
   else:
-    lines.append(f'at most {bound.questions:,} questions to the embedded '
-                 'facts; no call, no cost')
+    asked = {'facts': 'the embedded facts', 'lm': config.knowledge.lm.model}
+    lines.append(f'at most {bound.questions:,} questions to '
+                 f'{asked[config.knowledge.kind]}; no call, no cost')
   return '\n'.join(lines)

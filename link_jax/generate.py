@@ -31,6 +31,10 @@ class Stopped(Exception):
     self.signal_number = signal_number
 
 
+class NothingFound(ValueError):
+  """No rule gave a statement; the message says where candidates were lost."""
+
+
 def generate(
     config: ml_collections.ConfigDict, workdir: str,
     on_event: OnEvent | None = None,
@@ -46,6 +50,9 @@ def generate(
   Returns:
     Selector -> its statements, of which those of `config.selector` are in the
     file (without any that both of its splits have).
+
+  Raises:
+    NothingFound: not one statement came of it.
   """
   config = tools_lib.resolved(config)
   tools_lib.check(config)
@@ -89,6 +96,8 @@ def _run(config, path, rules, tools, journal, on_event, stop):
       found[kind] += statements_lib.of_rule(
           config, rule, kind, by, tools, journal, emit)
   written = [s for s in found[config.selector] if not s['shared']]
+  if not written:
+    raise NothingFound(_lost(journal, config.selector))
   lines = [json.dumps(_public(s), ensure_ascii=False) for s in written]
   folder.write_text(
       path / 'statements.jsonl', ''.join(line + '\n' for line in lines))
@@ -113,6 +122,21 @@ def _check_same(config, path, rules, tools, journal, emit):
         'since. Give another --workdir')
 
 
+def _lost(journal, selector):
+  rows = _funnel(journal, selector)
+  total = lambda name: sum(row[name] for row in rows)
+  if not total('proposed'):
+    return ('no statement: the knowledge model proposed no value in any form '
+            'that is known (a JSON list, numbered lines, lines). Look at its '
+            'answers in cache.sqlite, if it is an endpoint, and choose '
+            'another model or knowledge.parser')
+  return (f'no statement: of {total("proposed")} values proposed '
+          f'{total("typed")} had the right datatype and {total("factual")} '
+          f'true facts, and the critic left {total("abstained")} open. Ask for '
+          'more (search.values_per_call, search.max_candidates) or give '
+          'critic.kinds one that knows')
+
+
 def _public(statement):
   return {k: v for k, v in statement.items() if k != 'shared'}
 
@@ -121,6 +145,10 @@ def read_funnel(path: pathlib.Path, selector: str) -> list[dict[str, Any]]:
   """The counts of a run's steps."""
   journal = journal_lib.Journal(path / 'journal.jsonl')
   journal.close()
+  return _funnel(journal, selector)
+
+
+def _funnel(journal, selector):
   return [row for event in journal.events
           if event['event'] == 'rule' and event['selector'] == selector
           for row in event['funnel']]

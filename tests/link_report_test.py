@@ -59,6 +59,8 @@ def test_a_signal_stops_between_events_and_the_run_goes_on(tmp_path):
     ('search.max_candidates', -1, 'max_candidates is -1'),
     ('knowledge.kind', 'oracle', 'knowledge.kind'),
     ('knowledge.kind', 'http', 'base_url and model'),
+    ('knowledge', {'kind': 'lm', 'lm': {'mode': 'talk'}}, 'lm.mode is .talk.'),
+    ('knowledge', {'kind': 'lm', 'lm': {'model': '/no'}}, 'model at ./no'),
     ('knowledge.parser', 'xml', 'knowledge.parser'),
     ('critic.kinds', (), 'nothing would be checked'),
     ('critic.kinds', ('nli',), "'nli' is not known"),
@@ -67,7 +69,10 @@ def test_a_signal_stops_between_events_and_the_run_goes_on(tmp_path):
     ('rules', '/absent.json', 'absent.json')])
 def test_a_wrong_field_is_named(tmp_path, field, value, message):
   config = link_default.get_config('tiny')
-  config.update_from_flattened_dict({field: value})
+  if isinstance(value, dict):
+    config[field].update(value)
+  else:
+    config.update_from_flattened_dict({field: value})
   with pytest.raises(ValueError, match=message):
     generate.generate(config, str(tmp_path / 'run'))
 

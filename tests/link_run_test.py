@@ -180,6 +180,25 @@ def test_an_endpoint_that_is_not_there_is_named(tmp_path):
     generate.generate(config, str(tmp_path))
 
 
+def test_answers_in_no_known_form_end_a_run_that_says_so(serve, tmp_path):
+  config = link_child.tiny(serve().url)
+  config.knowledge.http.model = 'mute'
+  for _ in range(2):  # and again when it goes on
+    with pytest.raises(generate.NothingFound, match=(
+        'no value in any form.*knowledge.parser')):
+      generate.generate(config, str(tmp_path))
+  assert not (tmp_path / 'statements.jsonl').exists()
+
+
+def test_a_run_without_a_statement_says_where_they_were_lost(tmp_path):
+  config = link_child.tiny()
+  config.only_rules = ('capital_positive',)
+  config.search.max_candidates = 1
+  with pytest.raises(generate.NothingFound, match=(
+      'of 1 values proposed 1 had the right datatype and 1 true facts')):
+    generate.generate(config, str(tmp_path))
+
+
 def make_client(url, path):
   return client.Client(
       client.Endpoint(url, calls_per_second=1000.), client.Limits(),
