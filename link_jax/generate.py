@@ -130,11 +130,11 @@ def _lost(journal, selector):
             'that is known (a JSON list, numbered lines, lines). Look at its '
             'answers in cache.sqlite, if it is an endpoint, and choose '
             'another model or knowledge.parser')
-  return (f'no statement: of {total("proposed")} values proposed '
-          f'{total("typed")} had the right datatype and {total("factual")} '
-          f'true facts, and the critic left {total("abstained")} open. Ask for '
-          'more (search.values_per_call, search.max_candidates) or give '
-          'critic.kinds one that knows')
+  return (f'no statement: of {total("proposed")} values proposed, both splits '
+          f'counted, {total("typed")} had the right datatype and '
+          f'{total("factual")} true facts, and the critic left '
+          f'{total("abstained")} open. Ask for more (search.values_per_call, '
+          'search.max_candidates) or give critic.kinds one that knows')
 
 
 def _public(statement):

@@ -58,8 +58,11 @@ def values_for(prompt, key):
 
 
 def answer(payload, key):
-  """A chat completion; one in nine cannot be read, of 'mute' none can."""
+  """A chat completion; one in nine cannot be read, of 'mute' none can, and
+  'yes' says yes."""
   prompt = payload['messages'][0]['content']
+  if payload['model'] == 'yes':
+    return {'choices': [{'message': {'content': '**Yes**, of course.'}}]}
   mute = payload['model'] == 'mute' or digest(key, 'bad') % 9 == 0
   text = ('I would rather not.' if mute else '\n'.join(
       f'{i}. {value}.'
