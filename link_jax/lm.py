@@ -28,7 +28,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-VOCABULARY_CHUNK = 4096  # logits of so many words at a time
+VOCABULARY_CHUNK = 1024  # logits of so many words at a time
 BLOCK = 64  # queries that look at the same keys, see Blocks
 # TPUs and GPUs would round the factors of a product to fewer bits.
 float32_products = jax.default_matmul_precision('float32')

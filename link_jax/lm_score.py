@@ -31,7 +31,7 @@ from link_jax.likelihood import Likelihood
 from link_jax.likelihood import Text
 
 SHORTEST, ROW = 64, 2048  # tokens; longer rows only for texts that need them
-PADDING = 1 / 8  # of a row at most, else a shorter one is filled first
+STEP = 128  # Lengths between are multiples, so that programs are few.
 
 
 class Rows(NamedTuple):
@@ -345,10 +345,8 @@ class LanguageModel:
 
 
 def _row_length(used):
-  """The power of two that so many tokens fill, the last of them in part."""
-  length = min(_power_of_two(max(used, SHORTEST)), ROW)
-  wasted = length - used > PADDING * length
-  return length // 2 if wasted and length > SHORTEST else length
+  """What holds so many tokens with little padding."""
+  return SHORTEST if used <= SHORTEST else min(-(-used // STEP) * STEP, ROW)
 
 
 def _power_of_two(n):
