@@ -25,7 +25,8 @@ def test_tiny_run_leaves_a_page_that_shows_head_and_tail(tmp_path, capsys):
   page = (tmp_path / 'report.html').read_text()
   assert page.count('data:image/png;base64,') == 4
   for word in ('Head and tail', 'published, 75 %', 'From proposals',
-               'capital'):
+               'capital', 'By unigram, which did not rank them, head and tail '
+               'are apart: delta', 'Of 0 rules a split has fewer'):
     assert word in page
   statement = json.loads(lines[0])
   assert {x['scorer'] for x in statement['likelihoods']} == {
