@@ -76,10 +76,7 @@ def fill(
   except ImportError as e:
     raise ValueError(
         'spread.workers needs Ray: pip install ray, or let it be 0') from e
-  before = {(kind, name): [] for kind in kinds for name in rules}
-  for event in journal.events:
-    if (event.get('selector'), event.get('rule')) in before:
-      before[event['selector'], event['rule']].append(event)
+  before = _by_rule(journal.events, kinds, rules)
   _start(ray, config.spread)
   try:
     remote = ray.remote(max_restarts=RETRIES, max_task_retries=RETRIES)(Worker)
@@ -97,6 +94,16 @@ def fill(
     raise ValueError(f'spread.workers: a worker died: {e}') from e
   finally:
     ray.shutdown()
+
+
+def _by_rule(events, kinds, rules):
+  """(selector, rule) -> its events; none for one that is not begun."""
+  found = {(kind, name): [] for kind in kinds for name in rules}
+  for event in events:
+    key = event.get('selector'), event.get('rule')
+    if key in found:
+      found[key].append(event)
+  return found
 
 
 def _start(ray, spread):
