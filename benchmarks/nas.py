@@ -132,13 +132,14 @@ def our_policy_update(width: int) -> harness.Prepared:
   import optax
 
   from nas_jax import controller as controller_lib
+  from nas_jax import enas
   from nas_jax import memory
   from nas_jax import search
   from nas_jax import strategies
   child, params, _, tokens, _ = _problem(width)
-  strategy = strategies.enas(
+  strategy = enas.strategy(enas.Settings(
       controller_lib.Controller(child.space), memory.Memory(),
-      strategies.Reward(), optax.adam(POLICY_RATE))
+      enas.Reward(), optax.adam(POLICY_RATE)))
 
   def step(state, params, tokens, key):
     supernet = strategies.Supernet(

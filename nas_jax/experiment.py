@@ -13,6 +13,7 @@ from nas_jax import child as child_lib
 from nas_jax import controller as controller_lib
 from nas_jax import darts
 from nas_jax import data
+from nas_jax import enas
 from nas_jax import memory as memory_lib
 from nas_jax import models
 from nas_jax import search
@@ -139,7 +140,7 @@ def make_controller(config: Config, space: space_lib.Space
 def make_strategy(run: Setup, method: str) -> strategies.Strategy:
   """The strategy of a method's name."""
   config, space = run.config, run.space
-  reward = strategies.Reward(**config.reward)
+  reward = enas.Reward(**config.reward)
   num_evaluated = reward.samples_per_update
   match method:
     case 'uniform':
@@ -162,9 +163,9 @@ def make_strategy(run: Setup, method: str) -> strategies.Strategy:
   if method not in METHODS:
     raise ValueError(
         f'methods has {method!r}; there are {", ".join(METHODS)}')
-  return strategies.enas(
+  return enas.strategy(enas.Settings(
       make_controller(config, space), make_memory(config, method), reward,
-      optax.adam(config.controller.lr))
+      optax.adam(config.controller.lr)))
 
 
 def perplexity(loss: Any) -> Any:
