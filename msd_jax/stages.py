@@ -2,6 +2,7 @@
 
 from collections.abc import Container
 from collections.abc import Iterable
+from collections.abc import Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 
 from core_jax import checkpoint
 from core_jax import data as data_lib
+from core_jax import fsdp
 from core_jax import loop
 from core_jax import mesh as mesh_lib
 from msd_jax import classifier
@@ -40,18 +42,29 @@ class Setup:
   class_embeddings: np.ndarray | None = None  # [Y, E], for partition 'kmeans'
 
 
-def setup(config: Config) -> Setup:
+def setup(
+    config: Config,
+    devices: Sequence[jax.Device] | None = None,
+    dataset: data.Dataset | None = None,
+) -> Setup:
   """Reads the data, builds mesh and networks, and checks the config.
+
+  Args:
+    config: of the run.
+    devices: to make the mesh of; by default all that are here.
+    dataset: to use in place of the one that the config names.
 
   Raises:
     ValueError: the first field that does not fit, by name.
   """
-  dataset = data.load(config)
+  dataset = data.load(config) if dataset is None else dataset
   build = functools.partial(
-      networks.build, shape=dataset.shape, num_classes=dataset.num_classes)
+      networks.build, shape=dataset.shape, num_classes=dataset.num_classes,
+      dtype=config.compute.dtype, remat=config.compute.remat)
   run = Setup(
       config, dataset,
-      mesh_lib.make_mesh(config.num_students, config.student_devices),
+      mesh_lib.make_mesh(
+          config.num_students, config.student_devices, devices),
       teacher=build(config.teacher.network),
       student=build(config.students.network))
   if config.partition == 'kmeans':
@@ -60,7 +73,9 @@ def setup(config: Config) -> Setup:
   for name in ('teacher', 'classifier', 'score_matching', 'students'):
     if config[name]:
       mesh_lib.check_batch_size(
-          config[name].batch_size, run.mesh, f'{name}.batch_size')
+          config[name].batch_size,
+          run.mesh if name == 'students' else data_mesh(run),
+          f'{name}.batch_size', config.compute.microbatches)
   unknown = set(config.baselines) - {'equal_batch', 'equal_compute'}
   if unknown:
     raise ValueError(
@@ -135,10 +150,19 @@ def _optimizer(settings, lr=None):
       weight_decay=settings.weight_decay)
 
 
-def denoiser(run: Setup, module: nn.Module) -> diffusion.Denoiser:
-  """The module's D(x; sigma, y) under the run's preconditioning."""
-  return diffusion.make_denoiser(
+def denoiser(
+    run: Setup, module: nn.Module, mesh: jax.sharding.Mesh | None = None
+) -> diffusion.Denoiser:
+  """The module's D(x; sigma, y) under the run's preconditioning.
+
+  Inside a step on a mesh it gathers params that are split over 'data'.
+  """
+  denoised = diffusion.make_denoiser(
       networks.apply_fn(module), run.config.sigma_data)
+  if mesh is None or not run.config.compute.fsdp:
+    return denoised
+  return lambda params, *args, **kwargs: denoised(
+      fsdp.gather(params, mesh), *args, **kwargs)
 
 
 def _one_network_stage(
@@ -147,16 +171,25 @@ def _one_network_stage(
   settings = run.config[name]
   seed = run.config.seed if seed is None else seed
   tx = _optimizer(settings)
+  mesh = data_mesh(run)
   return loop.Stage(
       name=name,
       num_steps=settings.num_steps,
-      mesh=run.mesh,
+      mesh=mesh,
       init=teacher.make_init(init_params, tx, seed),
-      step=teacher.make_step(loss_fn, tx, settings.ema_half_life_steps),
+      step=teacher.make_step(
+          loss_fn, tx, settings.ema_half_life_steps,
+          run.config.compute.microbatches),
       params=lambda state: state.ema,
       batch=data_lib.make_batches(
           run.dataset.train, settings.batch_size, seed=seed),
-      frozen=frozen or (lambda results: {}))
+      frozen=frozen or (lambda results: {}),
+      fsdp=run.config.compute.fsdp)
+
+
+def data_mesh(run: Setup) -> jax.sharding.Mesh:
+  """All devices along 'data', for a stage with one network."""
+  return mesh_lib.make_mesh(devices=run.mesh.devices.flatten())
 
 
 def teacher_stage(run: Setup) -> loop.Stage:
@@ -165,7 +198,7 @@ def teacher_stage(run: Setup) -> loop.Stage:
       run, 'teacher',
       lambda key: networks.init_params(run.teacher, key, run.dataset.shape),
       teacher.make_denoising(
-          denoiser(run, run.teacher), run.config.sigma_data))
+          denoiser(run, run.teacher, data_mesh(run)), run.config.sigma_data))
 
 
 def score_matching_stage(run: Setup) -> loop.Stage:
@@ -174,8 +207,8 @@ def score_matching_stage(run: Setup) -> loop.Stage:
       run, 'score_matching',
       lambda key: networks.init_params(run.student, key, run.dataset.shape),
       teacher.make_denoising(
-          denoiser(run, run.student), run.config.sigma_data,
-          teacher=denoiser(run, run.teacher)),
+          denoiser(run, run.student, data_mesh(run)), run.config.sigma_data,
+          teacher=denoiser(run, run.teacher, data_mesh(run))),
       frozen=lambda results: {'teacher': results['teacher']})
 
 
@@ -208,20 +241,22 @@ def students_stage(
   num_students = len(sizes)
   mesh = run.mesh
   if num_students % mesh.shape['student']:  # a baseline beside K students
-    mesh = mesh_lib.make_mesh(num_students)
+    mesh = mesh_lib.make_mesh(num_students, devices=mesh.devices.flatten())
     mesh_lib.check_batch_size(
-        settings.batch_size, mesh, 'students.batch_size')
+        settings.batch_size, mesh, 'students.batch_size',
+        config.compute.microbatches)
   stage_networks = students.Networks(
-      generator=denoiser(run, run.student),
-      fake=denoiser(run, run.teacher),
-      teacher=denoiser(run, run.teacher),
+      generator=denoiser(run, run.student, mesh),
+      fake=denoiser(run, run.teacher, mesh),
+      teacher=denoiser(run, run.teacher, mesh),
       generator_tx=_optimizer(settings),
       fake_tx=_optimizer(settings, settings.fake_lr))
   round_settings = students.Settings(
       batch_size=settings.batch_size, ratio=settings.ratio,
       sigma_data=config.sigma_data, sigma_min=config.sigma_min,
       sigma_max=config.sigma_max, min_level=settings.min_level,
-      max_level=settings.max_level, ema_decay=settings.ema_decay)
+      max_level=settings.max_level, ema_decay=settings.ema_decay,
+      microbatches=config.compute.microbatches)
   start = 'teacher' if run.student == run.teacher else 'score_matching'
   return loop.Stage(
       name=name,
@@ -237,7 +272,9 @@ def students_stage(
           'teacher': results['teacher'], 'start': results[start],
           'classes': classes, 'sizes': sizes},
       state_spec=students.State(
-          step=P(), key=P(), students=P('student')))
+          step=P(), key=P(), students=P('student')),
+      fsdp=config.compute.fsdp,
+      init_only=('start',))
 
 
 def _bundle(run, router, state):

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from core_jax import accumulate
 from core_jax import mesh as mesh_lib
 from msd_jax import diffusion
 from msd_jax import losses
@@ -55,6 +56,7 @@ class Settings:
   min_level: int = 20  # of the distribution-matching loss, of num_levels
   max_level: int = 980  # inclusive
   ema_decay: float = 0.  # 0: none
+  microbatches: int = 1  # that a batch is worked through in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,9 +163,9 @@ def update_generator(
 ) -> tuple[Student, jax.Array, dict[str, jax.Array]]:
   """The generator's turn on (noise, labels); also the images made before it."""
   networks, settings = recipe.networks, recipe.settings
-  noise, labels = inputs
 
-  def loss_fn(params):
+  def loss_fn(params, inputs, key):
+    noise, labels = inputs
     x = generated(
         networks.generator, params, noise, labels, settings.sigma_max)
     fixed = jax.lax.stop_gradient(x)
@@ -175,7 +177,8 @@ def update_generator(
     loss = losses.distribution_matching_loss(x, gradient)
     return loss, (fixed, gradient)
 
-  grads, (x, gradient) = jax.grad(loss_fn, has_aux=True)(student.generator)
+  grad_fn = accumulate.value_and_grad(loss_fn, settings.microbatches)
+  (_, (x, gradient)), grads = grad_fn(student.generator, inputs, key)
   updates, opt_state = networks.generator_tx.update(
       grads, student.generator_opt_state, student.generator)
   generator = optax.apply_updates(student.generator, updates)
@@ -207,13 +210,15 @@ def update_fake(
   networks, settings = recipe.networks, recipe.settings
   fake, opt_state = carry
   x, labels, key = inputs
-  noisy, sigma = noised(settings, key, x, 0, settings.num_levels - 1)
 
-  def loss_fn(params):
+  def loss_fn(params, inputs, key):
+    x, labels = inputs
+    noisy, sigma = noised(settings, key, x, 0, settings.num_levels - 1)
     d = networks.fake(params, noisy, sigma, labels)
-    return losses.denoising_loss(d, x, sigma, settings.sigma_data)
+    return losses.denoising_loss(d, x, sigma, settings.sigma_data), ()
 
-  loss, grads = jax.value_and_grad(loss_fn)(fake)
+  grad_fn = accumulate.value_and_grad(loss_fn, settings.microbatches)
+  (loss, _), grads = grad_fn(fake, (x, labels), key)
   updates, opt_state = networks.fake_tx.update(grads, opt_state, fake)
   return (optax.apply_updates(fake, updates), opt_state), loss
 

@@ -10,6 +10,8 @@ from core_jax import cli
 from core_jax import folder
 from core_jax import loop
 from core_jax import plan
+from core_jax import topology
+from msd_jax import data
 from msd_jax import networks
 from msd_jax import results as results_lib
 from msd_jax import stages
@@ -58,9 +60,37 @@ def announcement(run: stages.Setup, todo: list[loop.Stage], path: Any) -> str:
       f'results go to {path}')
 
 
-def show_plan(config: stages.Config) -> str:
-  """Memory and FLOPs of the stages, from compilation alone."""
-  run = stages.setup(config)
+def show_plan(
+    config: stages.Config, target: topology.Target | None = None
+) -> str:
+  """Memory and FLOPs of the stages, from compilation alone.
+
+  Args:
+    config: of the run.
+    target: devices that are not here; None plans for those that are.
+  """
+  # A data set that is declared need not be here.
+  run = stages.setup(
+      config, target and target.devices, data.declared(config))
   given = stages.teacher_results(run)
   plans = plan.plan(stages.make_stages(run, given), given)
-  return f'{cli.describe_devices(run.mesh)}\n{plan.show(plans)}'
+  devices = target.name if target else cli.describe_devices(run.mesh)
+  return (f'{devices}, mesh {dict(run.mesh.shape)}\n'
+          f'{plan.show(plans, target and target.hbm_bytes, knobs(run))}')
+
+
+def knobs(run: stages.Setup) -> dict[str, list[str]]:
+  """What to change where a stage does not fit; see `plan.show`."""
+  compute, students = run.config.compute, run.config.num_students
+  state = [] if compute.fsdp else ['compute.fsdp=True']
+  if run.mesh.shape['student'] < students:
+    state.append(f'student_devices={students}, or more devices')
+  else:
+    state.append('a larger slice')
+  temporary = []
+  if not compute.remat:
+    temporary.append('compute.remat=True')
+  if compute.dtype == 'float32':
+    temporary.append("compute.dtype='bfloat16'")
+  temporary.append(f'compute.microbatches={2 * compute.microbatches}')
+  return {'state': state, 'temporary': temporary}
