@@ -69,10 +69,11 @@ def our_round(size: str) -> harness.Prepared:
 
   from core_jax import mesh as mesh_lib
   from msd_jax import students
+  from msd_jax import turns
   batch_size, _ = SIZES[size]
   module, params, networks = _our_networks(size)
   mesh = mesh_lib.make_mesh(1, devices=jax.devices()[:1])
-  settings = students.Settings(batch_size=batch_size, ratio=RATIO)
+  settings = turns.Settings(batch_size=batch_size, ratio=RATIO)
   frozen = {'teacher': params, 'start': params,
             'classes': np.arange(NUM_CLASSES, dtype=np.int32)[None],
             'sizes': np.array([NUM_CLASSES], np.int32)}
@@ -120,8 +121,8 @@ def _our_networks(size):
 
   from msd_jax import diffusion
   from msd_jax import networks
-  from msd_jax import students
   from msd_jax import teacher
+  from msd_jax import turns
   from msd_jax import unet
   module = unet.ADM(**network_config(size))
   params = jax.jit(lambda key: networks.init_params(
@@ -129,7 +130,7 @@ def _our_networks(size):
   denoiser = diffusion.make_denoiser(networks.apply_fn(module), .5)
   tx = teacher.make_optimizer(
       lr=LEARNING_RATE, warmup_steps=0, clip_norm=10., weight_decay=.01)
-  return module, params, students.Networks(
+  return module, params, turns.Networks(
       generator=denoiser, fake=denoiser, teacher=denoiser,
       generator_tx=tx, fake_tx=tx)
 

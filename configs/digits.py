@@ -27,6 +27,9 @@ def get_config(variant=''):
   config.compute = ml_collections.ConfigDict(dict(
       dtype='float32', remat=False, fsdp=False, microbatches=1))
 
+  # Stages of the students, joined by +: dm, adm, consistency, post.
+  config.student_stages = 'dm'
+
   config.log_every_steps = 100
   config.checkpoint_every_steps = 400
   config.keep = 2
@@ -48,12 +51,33 @@ def get_config(variant=''):
       network=dict(network), num_steps=500, batch_size=128, ratio=5, lr=3e-4,
       fake_lr=3e-4, warmup_steps=20, clip_norm=10., weight_decay=0.01,
       min_level=20, max_level=980, ema_decay=0.98))
+  # What 'adm' has other than 'students'.
+  config.adm = ml_collections.ConfigDict(dict(
+      num_steps=300, lr=3e-4, fake_lr=3e-4, warmup_steps=20,
+      gan_weight=ml_collections.FieldReference(3e-3, object),  # or 'matched'
+      match_factor=1., critic_weight=1e-2, gan_max_level=999,
+      backbone='fake', filter_real=True))
+  # Joins 'dm' where its weight is above 0; pairs: of msd_jax.make_pairs.
+  config.regression = ml_collections.ConfigDict(dict(
+      weight=0., pairs='', filter_pairs=False, distance='features'))
+  config.consistency = ml_collections.ConfigDict(dict(
+      num_steps=1200, batch_size=128, lr=3e-4, warmup_steps=20,
+      clip_norm=10., weight_decay=0., num_levels=18, target_decay=0.95,
+      ema_decay=0.98, distance='l2'))
+  config.post = ml_collections.ConfigDict(dict(
+      workdir='', num_steps=1200, batch_size=128, lr=3e-4,
+      warmup_steps=20, clip_norm=10., weight_decay=0., ema_decay=0.98,
+      distance='l2'))
+  config.lpips_vgg_path = config.lpips_linear_path = ''
+  # Deviations of the real images' brightness that call for a warning.
+  config.brightness_alarm = 1.
   config.evaluation = ml_collections.ConfigDict(dict(num_sets=10))
 
   if variant == 'tiny':
     for stage in (config.teacher, config.classifier, config.score_matching,
-                  config.students):
+                  config.students, config.consistency, config.post):
       stage.num_steps, stage.batch_size = 4, 16
+    config.adm.num_steps = 4
     config.teacher.network.width = config.students.network.width = 32
     config.teacher.sampler_steps = 4
     config.log_every_steps, config.checkpoint_every_steps = 2, 2

@@ -29,6 +29,9 @@ def get_config(variant=''):
   config.compute = ml_collections.ConfigDict(dict(
       dtype='float32', remat=False, fsdp=False, microbatches=1))
 
+  # Stages of the students, joined by +: dm, adm, consistency, post.
+  config.student_stages = 'dm'
+
   config.log_every_steps = 50
   config.checkpoint_every_steps = 250
   config.keep = 1
@@ -53,12 +56,33 @@ def get_config(variant=''):
       network=dict(network), num_steps=200, batch_size=128, ratio=5, lr=2e-4,
       fake_lr=2e-4, warmup_steps=20, clip_norm=10., weight_decay=0.01,
       min_level=20, max_level=980, ema_decay=0.98))
+  # What 'adm' has other than 'students'.
+  config.adm = ml_collections.ConfigDict(dict(
+      num_steps=200, lr=2e-4, fake_lr=2e-4, warmup_steps=20,
+      gan_weight=ml_collections.FieldReference(3e-3, object),  # or 'matched'
+      match_factor=1., critic_weight=1e-2, gan_max_level=999,
+      backbone='fake', filter_real=True))
+  # Joins 'dm' where its weight is above 0; pairs: of msd_jax.make_pairs.
+  config.regression = ml_collections.ConfigDict(dict(
+      weight=0., pairs='', filter_pairs=False, distance='features'))
+  config.consistency = ml_collections.ConfigDict(dict(
+      num_steps=800, batch_size=128, lr=2e-4, warmup_steps=20,
+      clip_norm=10., weight_decay=0., num_levels=18, target_decay=0.95,
+      ema_decay=0.98, distance='l2'))
+  config.post = ml_collections.ConfigDict(dict(
+      workdir='', num_steps=800, batch_size=128, lr=2e-4,
+      warmup_steps=20, clip_norm=10., weight_decay=0., ema_decay=0.98,
+      distance='l2'))
+  config.lpips_vgg_path = config.lpips_linear_path = ''
+  # Deviations of the real images' brightness that call for a warning.
+  config.brightness_alarm = 1.
   config.evaluation = ml_collections.ConfigDict(dict(num_sets=1))
 
   if variant == 'tiny':
     for stage in (config.teacher, config.classifier, config.score_matching,
-                  config.students):
+                  config.students, config.consistency, config.post):
       stage.num_steps, stage.batch_size = 2, 8
+    config.adm.num_steps = 2
     config.teacher.network.width = config.students.network.width = 16
     config.teacher.sampler_steps = 2
     config.num_students, config.baselines = 2, ()

@@ -44,6 +44,8 @@ def get_config(variant=''):
   config.compute = ml_collections.ConfigDict(dict(
       dtype='bfloat16', remat=True, fsdp=True, microbatches=1))
 
+  config.student_stages = 'dm+adm'
+
   config.log_every_steps = 100
   config.checkpoint_every_steps = 500
   config.keep = 2
@@ -60,11 +62,25 @@ def get_config(variant=''):
       num_steps=100_000, batch_size=1024, lr=1e-4, warmup_steps=1_000,
       clip_norm=1e6, weight_decay=0., ema_half_life_steps=4_000.))
   # MSD: 20,000 iterations at a batch of 128 (probably) for each student. Its
-  # learning rate is not known; this is DMD2's.
+  # learning rate is not known; this is DMD2's. DMD2 averages no weights,
+  # FastGen at this rate.
   config.students = ml_collections.ConfigDict(dict(
       network=dict(ADM), num_steps=20_000, batch_size=128, ratio=5, lr=2e-6,
       fake_lr=2e-6, warmup_steps=100, clip_norm=10., weight_decay=0.01,
       min_level=20, max_level=980, ema_decay=0.9999))
+  # DMD2 goes on from DM for 140,000 iterations, 5 to a round.
+  config.adm = ml_collections.ConfigDict(dict(
+      num_steps=28_000, lr=5e-7, fake_lr=5e-7, warmup_steps=100,
+      gan_weight=ml_collections.FieldReference(3e-3, object),  # or 'matched'
+      match_factor=1., critic_weight=1e-2, gan_max_level=999,
+      backbone='fake', filter_real=True))
+  # DMD's weight is 0.25; MSD's number of pairs is not known.
+  config.regression = ml_collections.ConfigDict(dict(
+      weight=0., pairs='', filter_pairs=False, distance='lpips'))
+  config.consistency = None
+  config.post = None
+  config.lpips_vgg_path = config.lpips_linear_path = ''
+  config.brightness_alarm = 1.
   config.evaluation = ml_collections.ConfigDict(dict(num_sets=1))
 
   for name in variant.split('+') if variant else ():
@@ -77,6 +93,7 @@ def _change(config, variant):
     config.students.network.update(SMALLER[variant])
   elif variant == 'single':
     config.students.num_steps *= config.num_students
+    config.adm.num_steps *= config.num_students
     config.num_students = 1
   elif variant == 'tiny':
     _make_tiny(config)
@@ -97,6 +114,6 @@ def _make_tiny(config):
       small | (dict(model_channels=16) if smaller else {}))
   for stage in (config.teacher, config.score_matching, config.students):
     stage.num_steps, stage.batch_size = 2, 8
-  config.teacher.sampler_steps = 2
+  config.adm.num_steps = config.teacher.sampler_steps = 2
   config.num_students = min(config.num_students, 2)
   config.log_every_steps, config.checkpoint_every_steps = 1, 2

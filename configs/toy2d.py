@@ -27,6 +27,9 @@ def get_config(variant=''):
   config.compute = ml_collections.ConfigDict(dict(
       dtype='float32', remat=False, fsdp=False, microbatches=1))
 
+  # Stages of the students, joined by +: dm, adm, consistency, post.
+  config.student_stages = 'dm'
+
   config.log_every_steps = 200
   config.checkpoint_every_steps = 1000
   config.keep = 1
@@ -44,11 +47,27 @@ def get_config(variant=''):
       batch_size=256, ratio=5, lr=1e-3, fake_lr=1e-3, warmup_steps=50,
       clip_norm=10., weight_decay=0.01, min_level=20, max_level=980,
       ema_decay=0.99))
+  # What 'adm' has other than 'students'.
+  config.adm = ml_collections.ConfigDict(dict(
+      num_steps=1200, lr=1e-3, fake_lr=1e-3, warmup_steps=20,
+      gan_weight=ml_collections.FieldReference(3e-3, object),  # or 'matched'
+      match_factor=1., critic_weight=1e-2, gan_max_level=999,
+      backbone='fake', filter_real=True))
+  config.regression = None  # pairs are of images
+  config.consistency = ml_collections.ConfigDict(dict(
+      num_steps=4800, batch_size=256, lr=1e-3, warmup_steps=20,
+      clip_norm=10., weight_decay=0., num_levels=18, target_decay=0.95,
+      ema_decay=0.98, distance='l2'))
+  config.post = None
+  # Deviations of the real images' brightness that call for a warning.
+  config.brightness_alarm = 1.
   config.evaluation = ml_collections.ConfigDict(dict(num_samples=100_000))
 
   if variant == 'tiny':
-    for stage in (config.teacher, config.score_matching, config.students):
+    for stage in (config.teacher, config.score_matching, config.students,
+                  config.consistency):
       stage.num_steps, stage.batch_size = 4, 16
+    config.adm.num_steps = 4
     config.num_students = 2
     config.teacher.network.width = 16
     config.teacher.sampler_steps = 4

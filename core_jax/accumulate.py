@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# (params, rows [B, ...], key) -> mean over the rows, aux [B, ...].
+# (params, rows [B, ...], key) -> mean over the rows, aux: scalars or [B, ...].
 Loss = Callable[[Any, Any, jax.Array], tuple[jax.Array, Any]]
 
 
@@ -16,7 +16,7 @@ def value_and_grad(
   """Of a loss that is a mean over rows, its mean over microbatches.
 
   Args:
-    loss_fn: all leaves of `rows` and of its aux have the axis of the rows.
+    loss_fn: its aux has the axis of the rows, or scalars that are means.
     num_microbatches: must divide B; each has a key of its own.
 
   Returns:
@@ -65,5 +65,7 @@ def _split(x, num):
 
 
 def _join(parts):
-  """The inverse of `_split`."""
+  """The inverse of `_split`; the mean of scalars."""
+  if parts.ndim == 1:
+    return parts.mean()
   return parts.swapaxes(0, 1).reshape(-1, *parts.shape[2:])

@@ -16,6 +16,7 @@ import numpy as np
 
 from core_jax import checkpoint
 from core_jax import data
+from core_jax import flops
 from core_jax import folder
 from core_jax import fsdp
 from core_jax import mesh as mesh_lib
@@ -45,6 +46,8 @@ class Stage:
     state_spec: PartitionSpecs, a prefix of the state's tree.
     fsdp: splits the large leaves of state and frozen over 'data' too.
     init_only: names in frozen that `step` does not get.
+    watch: metrics of a log line -> a warning for people, '' where all is well.
+    observe: (state, frozen, workdir), called at each checkpoint, to draw.
   """
 
   name: str
@@ -58,6 +61,8 @@ class Stage:
   state_spec: Any = P()
   fsdp: bool = False
   init_only: tuple[str, ...] = ()
+  watch: Callable[[dict[str, float]], str] = lambda scalars: ''
+  observe: Callable[[Any, Any, str], None] | None = None
 
 
 class Interrupted(Exception):
@@ -177,12 +182,15 @@ def _train(run, stage, offset, frozen):
   state = _start(run, stage, offset, frozen, target)
   frozen = _put(stage, read_by_step(stage, frozen))
   compiled = compiled_step(stage, target, frozen)
-  first, started, recent = int(state.step), time.monotonic(), []
+  first, recent, gflop = int(state.step), [], None
+  started = logged = time.monotonic()
   with metrics_lib.MetricsWriter(run.workdir, offset + first) as writer, \
       contextlib.closing(
           data.prefetch(stage.batch, first, stage.num_steps)) as batches:
     for i, batch in batches:
       batch = mesh_lib.put(batch, stage.mesh, P('data'))
+      if gflop is None:  # The trace is that of the step, and not another.
+        gflop = flops.count(compiled.trace(state, batch, frozen).jaxpr) / 1e9
       # The order within one turn is a contract: update, check and log, save.
       state, metrics = compiled(state, batch, frozen)
       recent.append(metrics)
@@ -193,9 +201,13 @@ def _train(run, stage, offset, frozen):
       if due or log or done == first + 1:
         scalars = _means(recent)
         if log:
-          writer.write(offset + done, stage.name, scalars)
-          recent = []
+          now = time.monotonic()
+          writer.write(offset + done, stage.name, scalars, seconds=now - logged,
+                       gflop=len(recent) * gflop)
+          recent, logged = [], now
         _check_finite(run, stage, done, scalars)
+        if log and (warning := stage.watch(scalars)):
+          _print(f'warning: {stage.name} {done}: {warning}')
         seconds = time.monotonic() - started
         if done == first + 1:  # It compiled, which says nothing of the rate.
           _print(f'{stage.name} {done}/{stage.num_steps}  first step in '
@@ -209,6 +221,8 @@ def _train(run, stage, offset, frozen):
         checkpoint.save(
             run.mgr, offset + done, state=state, params=stage.params(state),
             config=config)
+        if stage.observe is not None:
+          stage.observe(state, frozen, run.workdir)
       if stopped and not last:
         _interrupt(run, stage, done)
   checkpoint.finish(run.mgr)

@@ -23,7 +23,7 @@ except ImportError:  # the extra [tensorboard]
   tensorboardX = None
 
 Scalar = Any  # a float, or an array of no dimensions
-RESERVED = ('step', 'stage', 'seconds')
+RESERVED = ('step', 'stage', 'seconds', 'gflop')
 LINE_COLUMNS = 110
 
 
@@ -48,14 +48,16 @@ class MetricsWriter:
           str(path.parent / 'tensorboard'), purge_step=resume_step + 1)
 
   def write(self, step: int, stage: str, scalars: Mapping[str, Scalar],
-            seconds: float | None = None) -> None:
+            seconds: float | None = None, gflop: float | None = None
+            ) -> None:
     """Writes one line; what is not finite becomes null.
 
     Args:
       step: the run's step, counted over all stages.
       stage: the part of the run, such as 'teacher'.
       scalars: name to value.
-      seconds: wall time since the run's process began, if of interest.
+      seconds: wall time since the line before, if of interest.
+      gflop: what the steps since the line before took of one shard.
     """
     if self._file is None:
       return
@@ -65,6 +67,8 @@ class MetricsWriter:
     row = {'step': int(step), 'stage': stage}
     if seconds is not None:
       row['seconds'] = round(float(seconds), 3)
+    if gflop is not None:
+      row['gflop'] = float(f'{gflop:.6g}')
     self._file.write(_line(row | {k: or_null(x) for k, x in values.items()}))
     if self._events is not None:
       for name, value in values.items():

@@ -93,24 +93,25 @@ def declared(config: ml_collections.ConfigDict) -> Dataset | None:
   promised = config.get('declared')
   if not promised:
     return None
-  zeros = _Zeros(promised.num_train, promised.shape)
+  zeros = _Zeros(promised.num_train, promised.shape, promised.num_classes)
   return Dataset(
       zeros, zeros, num_classes=promised.num_classes, shape=promised.shape,
       class_names=tuple(f'class {i}' for i in range(promised.num_classes)))
 
 
 class _Zeros:
-  """Black images of class 0."""
+  """Black images, of each class in turn."""
 
-  def __init__(self, num, shape):
-    self._num, self._shape = num, shape
+  def __init__(self, num, shape, num_classes):
+    self.labels = np.arange(num, dtype=np.int32) % num_classes
+    self._shape = shape
 
   def __len__(self):
-    return self._num
+    return len(self.labels)
 
   def __getitem__(self, index):
-    del index
-    return {'image': np.zeros(self._shape, np.uint8), 'label': np.int32(0)}
+    return {'image': np.zeros(self._shape, np.uint8),
+            'label': self.labels[index]}
 
 
 def _make_dataset(splits, class_names, where) -> Dataset:

@@ -23,25 +23,32 @@ def expand(sigma: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def preconditioning(
-    sigma: jax.Array, sigma_data: float
+    sigma: jax.Array, sigma_data: float, sigma_min: float | jax.Array = 0.
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-  """(c_skip, c_out, c_in, c_noise) of noise levels sigma (EDM, table 1)."""
+  """(c_skip, c_out, c_in, c_noise) of noise levels sigma (EDM, table 1).
+
+  With sigma_min above 0 it is that of consistency models, whose output at
+  sigma_min is their input (arXiv 2303.01469, appendix C).
+  """
   variance = sigma**2 + sigma_data**2
-  c_skip = sigma_data**2 / variance
-  c_out = sigma * sigma_data / jnp.sqrt(variance)
+  above = sigma - sigma_min
+  c_skip = sigma_data**2 / (above**2 + sigma_data**2)
+  c_out = above * sigma_data / jnp.sqrt(variance)
   c_in = 1 / jnp.sqrt(variance)
   c_noise = jnp.log(sigma) / 4
   return c_skip, c_out, c_in, c_noise
 
 
 def make_denoiser(
-    apply: Callable[..., jax.Array], sigma_data: float
+    apply: Callable[..., jax.Array], sigma_data: float,
+    sigma_min: float | jax.Array = 0.,
 ) -> Denoiser:
   """D(x; sigma, y) = c_skip x + c_out F(c_in x; c_noise, y) (EDM, eq. 7).
 
   Args:
     apply: the network's; further keywords of a call (a dropout key) reach it.
     sigma_data: deviation of the data.
+    sigma_min: see `preconditioning`.
 
   Returns:
     The denoiser; coefficients and output are float32.
@@ -50,11 +57,29 @@ def make_denoiser(
   def denoised(params, x, sigma, labels, **kwargs):
     chex.assert_equal_shape_prefix([x, sigma, labels], 1)
     chex.assert_rank([sigma, labels], 1)
-    c_skip, c_out, c_in, c_noise = preconditioning(sigma, sigma_data)
+    c_skip, c_out, c_in, c_noise = preconditioning(
+        sigma, sigma_data, sigma_min)
     f = apply(params, expand(c_in, x) * x, c_noise, labels, **kwargs)
     return expand(c_skip, x) * x + expand(c_out, x) * f.astype(jnp.float32)
 
   return denoised
+
+
+def make_features(
+    encode: Callable[..., jax.Array], sigma_data: float
+) -> Denoiser:
+  """(params, x, sigma, labels) -> what the network's encoder makes of c_in x.
+
+  Args:
+    encode: as `apply` above, but its encoder alone.
+    sigma_data: deviation of the data.
+  """
+
+  def features(params, x, sigma, labels):
+    _, _, c_in, c_noise = preconditioning(sigma, sigma_data)
+    return encode(params, expand(c_in, x) * x, c_noise, labels)
+
+  return features
 
 
 def karras_sigmas(

@@ -17,7 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from core_jax import data as core_data
 from msd_jax import fid
+from msd_jax.formats import source as source_lib
 
 # (labels int32 [n], key) -> images [n, H, W, C] in [-1, 1], or points [n, 2].
 Sampler = Callable[[np.ndarray, jax.Array], jax.Array]
@@ -140,6 +142,29 @@ def _batches(n, batch_size):
       for start in range(0, n, size)]
 
 
+_MOST_EXAMPLES = 100_000  # Of a split; more take hours and change little.
+_CHUNK = 4096  # Images that are in memory at once, of those that are read.
+
+
+def rows(source: core_data.Source) -> np.ndarray:
+  """Indices of the examples that are measured: all, or evenly spaced."""
+  num = min(len(source), _MOST_EXAMPLES)
+  return np.arange(num) * len(source) // num
+
+
+def _read(source, rows):
+  return np.asarray(core_data.take(source, rows)['image'])
+
+
+def _features_of_source(source, classify):
+  """Labels [N] and features [N, F] of its measured examples."""
+  chosen = rows(source)
+  chunks = [
+      classify(_to_float(_read(source, chosen[start:start + _CHUNK])))[1]
+      for start in range(0, len(chosen), _CHUNK)]
+  return source_lib.labels_of(source)[chosen], np.concatenate(chunks)
+
+
 def evaluate_images(
     samplers: Mapping[str, Sampler],
     dataset: Any,
@@ -161,8 +186,8 @@ def evaluate_images(
 
   Args:
     samplers: by name; names begin the names of the figures.
-    dataset: `train` and `test`, sources whose `arrays` are 'image', uint8
-      [N, H, W, C], and 'label', int32 [N].
+    dataset: `train` and `test`, labelled sources of 'image', uint8
+      [H, W, C]; of each, `rows`. Training images are never all in memory.
     classify: images to logits and features, such as `predict` with its first
       two arguments bound.
     key: typed PRNG key.
@@ -192,11 +217,11 @@ def evaluate_images(
   Raises:
     ValueError: a sampler made images that are not finite.
   """
-  train, test = dataset.train.arrays, dataset.test.arrays
-  labels = np.asarray(test['label'], np.int32)
-  samples = {'real': np.asarray(test['image'])}
-  _, train_features = classify(_to_float(train['image']))
-  logits, test_features = classify(_to_float(test['image']))
+  train_labels, train_features = _features_of_source(dataset.train, classify)
+  chosen = rows(dataset.test)
+  labels = np.asarray(source_lib.labels_of(dataset.test)[chosen], np.int32)
+  samples = {'real': _read(dataset.test, chosen)}
+  logits, test_features = classify(_to_float(samples['real']))
   features = {'floor': test_features[None]}  # [S, N, F]
   figures = {'real_accuracy': _accuracy(logits, labels)}
   for name, sampler in samplers.items():
@@ -216,7 +241,7 @@ def evaluate_images(
   for name, router in partitions.items():
     figures |= _partition_figures(
         name, np.asarray(router), features, labels, train_features,
-        np.asarray(train['label']), beside)
+        train_labels, beside)
   return figures, samples
 
 

@@ -4,11 +4,16 @@ Means run over all elements of [B, ...]. Sources: EDM (arXiv 2206.00364), DMD
 (2311.18828), DMD2 (2405.14867), MSD (2410.23274).
 """
 
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
 
 from msd_jax.diffusion import expand
+
+# Two batches [B, ...] -> their distances [B].
+Distance = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def edm_weight(sigma: jax.Array, sigma_data: float) -> jax.Array:
@@ -72,3 +77,58 @@ def distribution_matching_loss(
   chex.assert_equal_shape([x, gradient])
   target = jax.lax.stop_gradient(x - jnp.nan_to_num(gradient))
   return 0.5 * jnp.mean((x - target)**2)
+
+
+def critic_loss(real_logits: jax.Array, fake_logits: jax.Array) -> jax.Array:
+  """softplus(l_fake) + softplus(-l_real), of the discriminator; means over [B].
+
+  The non-saturating loss of GANs (DMD2, eq. 4): at its optimum a logit is
+  ln p_real / p_fake.
+  """
+  chex.assert_rank([real_logits, fake_logits], 1)
+  return (jnp.mean(jax.nn.softplus(fake_logits))
+          + jnp.mean(jax.nn.softplus(-real_logits)))
+
+
+def generator_gan_loss(fake_logits: jax.Array) -> jax.Array:
+  """softplus(-l_fake), of the generator: the critic's other side; [B] -> []."""
+  chex.assert_rank(fake_logits, 1)
+  return jnp.mean(jax.nn.softplus(-fake_logits))
+
+
+def matching_weight(
+    wanted: jax.Array, found: jax.Array, factor: float = 1.
+) -> jax.Array:
+  """The weight that gives `found` the norm of `wanted`, times a factor.
+
+  Of gradients by the generated images: d(DM)/dx and d(GAN)/dx, any shape.
+  """
+  norms = [jnp.sqrt(jnp.sum(jnp.square(x))) for x in (wanted, found)]
+  return jax.lax.stop_gradient(factor * norms[0] / (norms[1] + 1e-12))
+
+
+def square_distance(x: jax.Array, y: jax.Array) -> jax.Array:
+  """The mean square difference of [B, ...], for each example: [B].
+
+  Of images it is the regression loss with L2; of features, their distance.
+  """
+  chex.assert_equal_shape([x, y])
+  return jnp.mean(jnp.square(x - y), axis=tuple(range(1, x.ndim)))
+
+
+def regression_loss(
+    x: jax.Array, target: jax.Array, distance: Distance = square_distance
+) -> jax.Array:
+  """Mean distance to an image that does not learn.
+
+  Of three stages: G(z) to the image that the teacher's sampler makes of the
+  same z (DMD, eq. 9); f(x_n+1) to the slow f of the same trajectory one level
+  down (consistency distillation, arXiv 2303.01469, eq. 7, with weight 1); a
+  small student to a larger one (post-distillation).
+
+  Args:
+    x: [B, ...].
+    target: [B, ...]; no gradient flows into it.
+    distance: of two batches, [B]; see distances.py.
+  """
+  return jnp.mean(distance(x, jax.lax.stop_gradient(target)))

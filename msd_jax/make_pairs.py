@@ -21,9 +21,9 @@ import orbax.checkpoint as ocp
 from core_jax import checkpoint
 from msd_jax import data
 from msd_jax import diffusion
+from msd_jax import given
 from msd_jax import networks
 from msd_jax import routing
-from msd_jax import stages
 from msd_jax.formats import pairs
 
 
@@ -36,7 +36,7 @@ def read_teacher(path: str) -> tuple[nn.Module, Any, float]:
   if os.path.isdir(os.path.join(path, 'checkpoints')):
     _, saved = checkpoint.load(path)
     config = ml_collections.ConfigDict(saved)
-    step = stages.stage_steps(saved, ())['teacher']
+    step = given.teacher_steps(saved)['teacher']
     params, _ = checkpoint.load(path, step)
     dataset = data.load(config)
     module = networks.build(
@@ -107,6 +107,7 @@ def make_pairs(
   sample = make_sampler(module, sigma_data, settings)
   made_by = {
       pairs.TEACHER: pairs.fingerprint(params), 'sampler': str(settings),
+      'sigma_max': str(float(settings.sigma_max)),
       'seed': str(seed), 'num': str(num)}
   os.makedirs(folder, exist_ok=True)
   edges = np.linspace(0, num, num_shards + 1).astype(int)

@@ -53,8 +53,13 @@ class ResidualMLP(nn.Module):
       c_noise: jax.Array,
       labels: jax.Array,
       deterministic: bool = True,
+      encode: bool = False,
   ) -> jax.Array:
-    """x [B, *shape], c_noise [B], labels int32 [B] -> F [B, *shape]."""
+    """x [B, *shape], c_noise [B], labels int32 [B] -> F [B, *shape].
+
+    `encode` stops after half of the blocks: [B, width], what a discriminator
+    sees.
+    """
     del deterministic  # It has no dropout.
     chex.assert_shape(x, (None, *self.shape))
     size = max(32, self.width // 2)
@@ -67,8 +72,10 @@ class ResidualMLP(nn.Module):
     emb = nn.silu(emb)
     pixels = x.reshape(x.shape[0], -1)
     h = dense(self.width, name='in')(pixels)
-    for i in range(self.depth):
+    for i in range((self.depth + 1) // 2 if encode else self.depth):
       h = h + self._block(h, emb, i)
+    if encode:
+      return h
     h = nn.silu(nn.LayerNorm(name='out_norm')(h))
     out = nn.Dense(
         math.prod(self.shape), kernel_init=nn.initializers.zeros,

@@ -108,6 +108,16 @@ def apply_fn(module: nn.Module) -> Callable[..., jax.Array]:
   return apply
 
 
+def encode_fn(module: nn.Module) -> Callable[..., jax.Array]:
+  """(params, x, c_noise, labels) -> features of the encoder, float32."""
+
+  def encode(params, x, c_noise, labels):
+    return module.apply(
+        {'params': params}, x, c_noise, labels, encode=True)
+
+  return encode
+
+
 def init_params(
     module: nn.Module, key: jax.Array, shape: tuple[int, ...]
 ) -> Any:

@@ -1,6 +1,7 @@
 """What a run shows: figures of every sampler, pictures, the report."""
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import functools
 import pathlib
 import time
@@ -10,34 +11,43 @@ import jax
 import numpy as np
 
 from core_jax import folder
+from core_jax import loop
 from core_jax import report as report_lib
 from msd_jax import diffusion
 from msd_jax import evaluate
 from msd_jax import figures as figures_lib
 from msd_jax import routing
-from msd_jax import stages
+from msd_jax import setup
+from msd_jax import watch
+from msd_jax.formats import source as source_lib
 
 _TITLES = {
-    'teacher': 'Teacher',
     'single_equal_batch': '1 student, equal batch',
     'single_equal_compute': '1 student, equal compute',
 }
 
 
-def title(name: str, num_students: int) -> str:
-  """Name of a sampler, for people."""
-  plural = '' if num_students == 1 else 's'
-  return _TITLES.get(name, f'{num_students} student{plural}')
+def titles(run: setup.Setup) -> dict[str, str]:
+  """Name of each sampler -> the same for people."""
+  routers = setup.routers(run)
+  found = {'teacher': 'Teacher'}
+  for stage in setup.student_stages(run.config, routers):
+    num = int(routers[stage.students].max()) + 1
+    title = _TITLES.get(
+        stage.students, f'{num} student{"" if num == 1 else "s"}')
+    last = stage.name == stage.students
+    found[stage.name] = title if last else f'{title}, after {stage.kind}'
+  return found
 
 
 def samplers(
-    run: stages.Setup, params: dict[str, Any]
+    run: setup.Setup, params: dict[str, Any]
 ) -> dict[str, Callable[[np.ndarray, jax.Array], jax.Array]]:
   """Name -> (labels int32 [n], key) -> samples [n, ...]."""
   settings = diffusion.Sampler(
       num_steps=run.config.teacher.sampler_steps,
       sigma_min=run.config.sigma_min, sigma_max=run.config.sigma_max)
-  denoised = stages.denoiser(run, run.teacher)
+  denoised = setup.denoiser(run, run.teacher)
 
   @jax.jit
   def sample_teacher(teacher, labels, key):
@@ -49,26 +59,37 @@ def samplers(
         settings)
 
   found = {'teacher': functools.partial(sample_teacher, params['teacher'])}
-  for name in stages.routers(run):
-    found[name] = functools.partial(routing.generate, params[name])
+  for stage in setup.student_stages(run.config, setup.routers(run)):
+    found[stage.name] = functools.partial(
+        routing.generate, params[stage.name])
   return found
 
 
 def report(
-    run: stages.Setup,
+    run: setup.Setup,
     params: dict[str, Any],
     path: pathlib.Path,
     *,
-    steps: int,
+    todo: Sequence[loop.Stage],
     started: float,
 ) -> dict[str, Any]:
-  """Measures, draws and writes; returns what `summary.json` holds."""
+  """Measures, draws and writes; returns what `summary.json` holds.
+
+  Args:
+    run: the run.
+    params: results of all stages by name.
+    path: the run's folder.
+    todo: the stages that it went through.
+    started: by the monotonic clock.
+  """
   # Another stream than the stages', which use key(seed) itself.
   key = jax.random.fold_in(jax.random.key(run.config.seed), 1)
   show = _points if len(run.dataset.shape) == 1 else _images
   figures, sections = show(run, params, path, key)
+  sections += _watched(path, todo) + _ledger(run, path, todo)
   summary = report_lib.write_summary(
-      path, figures, seed=run.config.seed, steps=steps,
+      path, figures, seed=run.config.seed,
+      steps=sum(stage.num_steps for stage in todo),
       wall_seconds=time.monotonic() - started)
   if jax.process_index() == 0:
     page = report_lib.write_report(
@@ -93,32 +114,59 @@ def _closing(figures, page):
   return f'{shown}\nreport: {page}\nsummary: {page.with_name("summary.json")}'
 
 
+def _watched(path, todo):
+  """What was watched: brightness, and the predictions of both scores."""
+  sections = []
+  for stage in todo:
+    drift, step = watch.worst_drift(path, stage.name)
+    panel = watch.panel_path(path, stage.name)
+    if not step:
+      continue
+    sections.append(report_lib.Text(
+        f'{stage.name}: the brightness of a student was at most {drift:.2f} '
+        f"deviations from its real images' (step {step})."))
+    if panel.exists():
+      sections.append(report_lib.Figure(
+          panel, f'{stage.name}: generated images, and the denoised ones of '
+          'teacher (real) and fake score under noise'))
+  return [report_lib.Heading('Watched'), *sections] if sections else []
+
+
+def _ledger(run, path, todo):
+  """The table of cost per network."""
+  routers = setup.routers(run)
+  num = {stage.name: int(routers[stage.students].max()) + 1 for stage in
+         setup.student_stages(run.config, routers)}
+  rows = [list(row.values()) for row in watch.ledger(path, todo, num)]
+  if not rows:
+    return []
+  return [report_lib.Heading('Cost'), report_lib.Table(
+      ['stage', 'networks', 'TFLOP for one', 'device seconds for one'], rows,
+      'Matrix products and convolutions; time of all devices together, '
+      'compilation included.')]
+
+
 def _images(run, params, path, key):
   """Figures and sections of a run on images."""
-  module = stages.make_classifier(run)
+  if not run.config.classifier:
+    return _unmeasured(run, params, path, key)
+  module = setup.make_classifier(run)
   classify = functools.partial(
       evaluate.predict, module.apply, params['classifier'])
-  routers = stages.routers(run)
+  routers = setup.routers(run)
   figures, samples = evaluate.evaluate_images(
       samplers(run, params), run.dataset, classify, key,
       num_sets=run.config.evaluation.num_sets,
       partitions={'students': routers['students']})
-  counts = {name: int(r.max()) + 1 for name, r in routers.items()}
-  titles = {'real': 'Real'} | {
-      name: title(name, counts.get(name, 1)) for name in samples
-      if name != 'real'}
-  grid = path / 'figures' / 'samples.png'
-  figures_lib.image_grid(
-      grid,
-      {titles[name]: images.astype(np.float32) / 127.5 - 1
-       for name, images in samples.items()},
-      labels=run.dataset.test.arrays['label'],
-      class_names=run.dataset.class_names,
-      title='One row a class; students make an image in one evaluation')
+  named = {'real': 'Real', **titles(run)}
+  test = run.dataset.test
+  labels = source_lib.labels_of(test)[evaluate.rows(test)]
+  grid = _grid(run, path, labels, {
+      named[name]: images for name, images in samples.items()})
   rows = [['Real, not seen in training', figures['floor_frechet'], None, None,
            figures['real_accuracy']]]
   rows += [
-      [titles[name], figures[f'{name}_frechet'],
+      [named[name], figures[f'{name}_frechet'],
        figures[f'{name}_frechet_spread'], figures[f'{name}_frechet_pooled'],
        figures[f'{name}_accuracy']] for name in samples if name != 'real']
   tables = [report_lib.Table(
@@ -132,6 +180,31 @@ def _images(run, params, path, key):
       report_lib.Heading('Samples'),
       report_lib.Figure(grid, 'Real images, teacher and students'),
       report_lib.Heading('Distances'), *tables]
+
+
+def _grid(run, path, labels, columns):
+  """Draws images [N, H, W, C] of these labels by title; the PNG's path."""
+  grid = path / 'figures' / 'samples.png'
+  figures_lib.image_grid(
+      grid, columns, labels=labels, class_names=run.dataset.class_names,
+      title='One row a class; students make an image in one evaluation')
+  return grid
+
+
+def _unmeasured(run, params, path, key):
+  """Samples alone, where no classifier's features measure them."""
+  labels = np.repeat(
+      np.arange(min(12, run.dataset.num_classes), dtype=np.int32), 4)
+  named = titles(run)
+  grid = _grid(run, path, labels, {
+      named[name]: np.clip(np.asarray(sampler(labels, key)), -1, 1)
+      for name, sampler in samplers(run, params).items()})
+  return {}, [
+      report_lib.Heading('Samples'),
+      report_lib.Figure(grid, 'Teacher and students'),
+      report_lib.Text(
+          'Without a classifier nothing is measured here: '
+          '`python -m msd_jax.measure` takes the FID.')]
 
 
 def _partition_table(run, figures, routers):
@@ -160,16 +233,16 @@ def _points(run, params, path, key):
   figures = evaluate.evaluate_points(
       found, run.dataset.num_classes, key, num_samples=num_samples)
   labels = np.arange(4096, dtype=np.int32) % run.dataset.num_classes
-  counts = {n: int(r.max()) + 1 for n, r in stages.routers(run).items()}
+  named = titles(run)
   real = run.dataset.test.arrays
   panels = {'Real': (real['image'][:4096], real['label'][:4096])} | {
-      title(name, counts.get(name, 1)): (np.asarray(sampler(labels, key)),
-                                         labels)
+      named[name]: (np.asarray(sampler(labels, key)), labels)
       for name, sampler in found.items()}
   plot = path / 'figures' / 'samples.png'
   figures_lib.points(plot, panels, extent=1.5)
   rows = [['Teacher, another sample', figures['floor_l1']]] + [
-      [title(name, counts[name]), figures[f'{name}_l1']] for name in counts]
+      [named[name], figures[f'{name}_l1']]
+      for name in found if name != 'teacher']
   return figures, [
       report_lib.Heading('Samples'),
       report_lib.Figure(

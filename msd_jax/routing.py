@@ -11,7 +11,9 @@ import numpy as np
 
 from msd_jax import diffusion
 from msd_jax import networks
-from msd_jax import students
+from msd_jax import turns
+
+_ARRAYS = ('generator', 'router', 'sigma_max', 'sigma_data', 'sigma_min')
 
 
 def bundle(
@@ -21,6 +23,7 @@ def bundle(
     *,
     sigma_max: float,
     sigma_data: float,
+    sigma_min: float = 0.,
 ) -> dict[str, Any]:
   """What a run saves and `generate` takes: params that explain themselves.
 
@@ -30,12 +33,14 @@ def bundle(
     router: int32 [Y], the student of every label.
     sigma_max: of the noise that the generators take.
     sigma_data: of their preconditioning.
+    sigma_min: the same; above 0 for consistency models.
   """
   return {
       'generator': generators,
       'router': jnp.asarray(router, jnp.int32),
       'sigma_max': jnp.float32(sigma_max),
       'sigma_data': jnp.float32(sigma_data),
+      'sigma_min': jnp.float32(sigma_min),
       'network': networks.describe(module)}
 
 
@@ -67,7 +72,7 @@ def generate(
   """
   labels = check_labels(labels, params['router'].shape[0])
   module = networks.from_description(params['network'])
-  arrays = {k: v for k, v in params.items() if k != 'network'}
+  arrays = {name: params[name] for name in _ARRAYS}
   return _generate(module, min(block_size, len(labels)), arrays, labels, key)
 
 
@@ -93,10 +98,10 @@ def _generate(module, block_size, arrays, labels, key):
       jnp.arange(len(labels)))
   noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
   denoised = diffusion.make_denoiser(
-      networks.apply_fn(module), arrays['sigma_data'])
+      networks.apply_fn(module), arrays['sigma_data'], arrays['sigma_min'])
 
   def one_student(params, noise, labels):
-    return students.generated(
+    return turns.generated(
         denoised, params, noise, labels, arrays['sigma_max'])
 
   return route(

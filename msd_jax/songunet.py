@@ -65,6 +65,7 @@ class SongUNet(nn.Module):
   def __call__(
       self, x: jax.Array, c_noise: jax.Array, labels: jax.Array,
       deterministic: bool = True, augment_labels: jax.Array | None = None,
+      encode: bool = False,
   ) -> jax.Array:
     """Applies the network.
 
@@ -74,9 +75,10 @@ class SongUNet(nn.Module):
       labels: int32 [B]; -1 is 'no class'.
       deterministic: False applies dropout, with the key named 'dropout'.
       augment_labels: [B, augment_dim], of images that were augmented.
+      encode: only the encoder, up to the decoder's first block.
 
     Returns:
-      [B, H, W, C], float32.
+      [B, H, W, C], float32; of the encoder, [B, h, w, channels].
     """
     size = (self.resolution, self.resolution, self.channels)
     chex.assert_shape(x, (None, *size))
@@ -98,6 +100,8 @@ class SongUNet(nn.Module):
         side = params['enc'][_side_name(block)]
         aux = x = (x + self._side_down(side, aux)) * _SUM_SCALE
       skips.append(x)
+    if encode:
+      return x.astype(jnp.float32)
     for i, block in enumerate(decoder, start=len(encoder)):
       if block.skip_channels:
         x = jnp.concatenate([x, skips.pop()], axis=-1)

@@ -20,7 +20,7 @@ import numpy as np
 from core_jax import cli
 from core_jax import folder
 from msd_jax import figures
-from msd_jax import stages
+from msd_jax import setup
 from msd_jax import train
 
 _METRICS = {'frechet': 'Fréchet distance on classifier features', 'l1': 'l1'}
@@ -32,7 +32,7 @@ _LINES = {
 
 
 def run_all(
-    config: stages.Config,
+    config: setup.Config,
     workdir: str,
     *,
     seeds: Sequence[int],

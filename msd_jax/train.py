@@ -12,12 +12,15 @@ from core_jax import loop
 from core_jax import plan
 from core_jax import topology
 from msd_jax import data
+from msd_jax import distillation
+from msd_jax import given
 from msd_jax import networks
 from msd_jax import results as results_lib
+from msd_jax import setup
 from msd_jax import stages
 
 
-def train_and_evaluate(config: stages.Config, workdir: str) -> dict[str, Any]:
+def train_and_evaluate(config: setup.Config, workdir: str) -> dict[str, Any]:
   """Trains what is not yet trained, measures all, writes the report.
 
   Args:
@@ -28,19 +31,18 @@ def train_and_evaluate(config: stages.Config, workdir: str) -> dict[str, Any]:
     What `summary.json` holds.
   """
   started = time.monotonic()
-  run = stages.setup(config)
+  run = setup.make(config)
   path = folder.claim(workdir, config)
-  given = stages.teacher_results(run)
-  todo = stages.make_stages(run, given)
+  found = given.results(config, run.teacher)
+  todo = stages.make_stages(run, found)
   if jax.process_index() == 0:
     print(announcement(run, todo, path), flush=True)
-  params = loop.fit(todo, config, str(path), given)
+  params = loop.fit(todo, config, str(path), found)
   return results_lib.report(
-      run, params, path, steps=sum(stage.num_steps for stage in todo),
-      started=started)
+      run, params, path, todo=todo, started=started)
 
 
-def announcement(run: stages.Setup, todo: list[loop.Stage], path: Any) -> str:
+def announcement(run: setup.Setup, todo: list[loop.Stage], path: Any) -> str:
   """What a run will do, for people, before it does it."""
   config, dataset = run.config, run.dataset
   counts = {
@@ -48,6 +50,11 @@ def announcement(run: stages.Setup, todo: list[loop.Stage], path: Any) -> str:
           lambda key, m=module: networks.init_params(m, key, dataset.shape),
           jax.random.key(0)))
       for name, module in (('teacher', run.teacher), ('student', run.student))}
+  names = {stage.name for stage in todo}
+  carried = ''.join(
+      f'{distillation.describe(run, stage)}\n'
+      for stage in setup.student_stages(config, setup.routers(run))
+      if stage.name in names)
   steps = ', '.join(f'{stage.name} {stage.num_steps}' for stage in todo)
   return (
       f'{config.dataset}: {len(dataset.train)} examples to train, '
@@ -57,11 +64,12 @@ def announcement(run: stages.Setup, todo: list[loop.Stage], path: Any) -> str:
       f'teacher {counts["teacher"]:,} parameters, {config.num_students} '
       f'students of {counts["student"]:,}\n'
       f'steps: {steps}\n'
+      f'{carried}'
       f'results go to {path}')
 
 
 def show_plan(
-    config: stages.Config, target: topology.Target | None = None
+    config: setup.Config, target: topology.Target | None = None
 ) -> str:
   """Memory and FLOPs of the stages, from compilation alone.
 
@@ -70,16 +78,15 @@ def show_plan(
     target: devices that are not here; None plans for those that are.
   """
   # A data set that is declared need not be here.
-  run = stages.setup(
-      config, target and target.devices, data.declared(config))
-  given = stages.teacher_results(run)
-  plans = plan.plan(stages.make_stages(run, given), given)
+  run = setup.make(config, target and target.devices, data.declared(config))
+  found = given.results(config, run.teacher)
+  plans = plan.plan(stages.make_stages(run, found), found)
   devices = target.name if target else cli.describe_devices(run.mesh)
   return (f'{devices}, mesh {dict(run.mesh.shape)}\n'
           f'{plan.show(plans, target and target.hbm_bytes, knobs(run))}')
 
 
-def knobs(run: stages.Setup) -> dict[str, list[str]]:
+def knobs(run: setup.Setup) -> dict[str, list[str]]:
   """What to change where a stage does not fit; see `plan.show`."""
   compute, students = run.config.compute, run.config.num_students
   state = [] if compute.fsdp else ['compute.fsdp=True']

@@ -47,7 +47,7 @@ class ADM(nn.Module):
   @nn.compact
   def __call__(
       self, x: jax.Array, c_noise: jax.Array, labels: jax.Array,
-      deterministic: bool = True) -> jax.Array:
+      deterministic: bool = True, encode: bool = False) -> jax.Array:
     """Applies the network.
 
     Args:
@@ -55,9 +55,11 @@ class ADM(nn.Module):
       c_noise: ln(sigma) / 4, [B].
       labels: int32 [B]; -1 is 'no class'.
       deterministic: False applies dropout, with the key named 'dropout'.
+      encode: only the encoder, up to the decoder's first block: what DMD2's
+        discriminator sees.
 
     Returns:
-      [B, H, W, C], float32.
+      [B, H, W, C], float32; of the encoder, [B, h, w, channels].
     """
     size = (self.resolution, self.resolution, self.channels)
     chex.assert_shape(x, (None, *size))
@@ -75,6 +77,8 @@ class ADM(nn.Module):
     for i, block in enumerate(encoder):
       x = self._apply(block, params['enc'], x, emb, key, i)
       skips.append(x)
+    if encode:
+      return x.astype(jnp.float32)
     for i, block in enumerate(decoder, start=len(encoder)):
       if block.skip_channels:
         x = jnp.concatenate([x, skips.pop()], axis=-1)

@@ -12,6 +12,7 @@ from msd_jax import diffusion
 from msd_jax import networks
 from msd_jax import partition
 from msd_jax import students
+from msd_jax import turns
 
 # A teacher of two classes: N(-0.5, 0.4^2) and N(0.7, 0.2^2), exact denoisers.
 TEACHER = {'mean': jnp.array([-0.5, 0.7]), 'log': jnp.log(jnp.array([.4, .2]))}
@@ -34,8 +35,8 @@ def generator(params, x, sigma, labels):
 
 def gaussian_round(mesh, router, ratio=5):
   tx = optax.adam(1e-2)
-  parts = students.Networks(generator, denoised, denoised, tx, tx)
-  settings = students.Settings(batch_size=512, ratio=ratio, sigma_max=20.)
+  parts = turns.Networks(generator, denoised, denoised, tx, tx)
+  settings = turns.Settings(batch_size=512, ratio=ratio, sigma_max=20.)
   classes, sizes = partition.members(router)
   start = {'mean': jnp.zeros(2), 'log': jnp.log(jnp.full(2, 0.3))}
   frozen = {'teacher': TEACHER, 'start': start, 'classes': classes,
@@ -85,9 +86,9 @@ def test_the_first_fake_update_sees_the_images_of_the_generators_turn():
   changed = []
   for lr in (0., 10.):
     _, _, frozen = gaussian_round(one_device(), np.array([0, 0]))
-    parts = students.Networks(
+    parts = turns.Networks(
         generator, denoised, denoised, optax.sgd(lr), optax.sgd(1e-3))
-    settings = students.Settings(batch_size=64, ratio=1, sigma_max=20.)
+    settings = turns.Settings(batch_size=64, ratio=1, sigma_max=20.)
     init = students.make_init(parts, 1, seed=0, ema=False)
     start = {'mean': jnp.zeros(2), 'log': jnp.zeros(2)}
     state = init({'teacher': start, 'start': start})
@@ -105,7 +106,7 @@ def test_the_generator_maps_noise_at_sigma_max():
   g = diffusion.make_denoiser(networks.apply_fn(module), 0.5)
   z = jax.random.normal(jax.random.key(1), (4, 2))
   np.testing.assert_allclose(
-      students.generated(g, params, z, jnp.zeros(4, jnp.int32), 80.),
+      turns.generated(g, params, z, jnp.zeros(4, jnp.int32), 80.),
       0.0031249 * z, rtol=1e-3)
 
 
@@ -113,7 +114,7 @@ def mlp_run(mesh, num_rounds=2):
   module = networks.build(dict(kind='mlp', width=16, depth=1), (2,), 4)
   d = diffusion.make_denoiser(networks.apply_fn(module), 0.5)
   tx = optax.chain(optax.clip_by_global_norm(10.), optax.adamw(1e-3))
-  parts = students.Networks(d, d, d, tx, tx)
+  parts = turns.Networks(d, d, d, tx, tx)
   params = networks.init_params(module, jax.random.key(0), (2,))
   noisy = lambda seed: jax.tree.map(
       lambda x: x + 0.1 * jax.random.normal(jax.random.key(seed), x.shape),
@@ -124,7 +125,7 @@ def mlp_run(mesh, num_rounds=2):
   init = students.make_init(parts, 4, seed=0, ema=True)
   spec = students.State(
       step=mesh_lib.P(), key=mesh_lib.P(), students=mesh_lib.P('student'))
-  settings = students.Settings(batch_size=16, ratio=2, ema_decay=0.9)
+  settings = turns.Settings(batch_size=16, ratio=2, ema_decay=0.9)
   step = mesh_lib.compile_step(
       students.make_round(parts, settings, (2,), mesh), mesh, spec)
   state = jax.jit(

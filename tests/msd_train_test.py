@@ -21,6 +21,7 @@ from configs import fashion
 from configs import toy2d
 from core_jax import loop
 import msd_jax
+from msd_jax import setup
 from msd_jax import stages
 from msd_jax import train
 
@@ -99,8 +100,8 @@ def test_eight_devices_train_the_same_students_as_one(tmp_path):
   results = []
   for devices in (jax.devices()[:1], jax.devices()):
     config = tiny('digits', tmp_path, baselines=())
-    run = stages.setup(config)
-    mesh = stages.mesh_lib.make_mesh(4, devices=devices)
+    run = setup.make(config)
+    mesh = setup.mesh_lib.make_mesh(4, devices=devices)
     run = dataclasses.replace(run, mesh=mesh)
     results.append(loop.fit(
         stages.make_stages(run), config, str(tmp_path / str(len(devices)))))
@@ -115,11 +116,11 @@ def test_a_teacher_of_another_run_is_taken_and_checked(tmp_path):
                 partition='kmeans', teacher_workdir=str(tmp_path / 'first'))
   summary = train.train_and_evaluate(second, str(tmp_path / 'second'))
   assert summary['steps'] == second.students.num_steps
-  router = stages.routers(stages.setup(second))['students']
+  router = setup.routers(setup.make(second))['students']
   assert sorted(np.bincount(router)) == [5, 5]
   alone = tiny('digits', tmp_path, partition='kmeans')
   with pytest.raises(ValueError, match='give the run that trained it'):
-    stages.setup(alone)
+    setup.make(alone)
   other = tiny('digits', tmp_path, baselines=(),
                teacher_workdir=str(tmp_path / 'first'), sigma_data=0.5)
   with pytest.raises(ValueError, match='sigma_data=0.75, this config has 0.5'):

@@ -1,0 +1,368 @@
+"""The stages of the students, built from a config (MSD, eq. 9).
+
+Each goes on from the one before it: `describe` says what is carried over.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec as P
+import numpy as np
+
+from core_jax import checkpoint
+from core_jax import loop
+from core_jax import mesh as mesh_lib
+from msd_jax import batches
+from msd_jax import data
+from msd_jax import diffusion
+from msd_jax import discriminator
+from msd_jax import distances
+from msd_jax import losses
+from msd_jax import networks
+from msd_jax import partition
+from msd_jax import regress
+from msd_jax import routing
+from msd_jax import setup
+from msd_jax import students
+from msd_jax import turns
+from msd_jax import watch
+from msd_jax.formats import pairs as pairs_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """What tells a stage of students from another; see `loop.Stage`."""
+
+  init: Callable[[Any], Any]
+  step: Callable[..., Any]
+  batch: Callable[[int], Any] = loop.no_batch
+  frozen: Callable[[dict[str, Any]], dict[str, Any]] = lambda results: {}
+  own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  panels: Callable[[Any, Any], Any] | None = None  # see watch.make_panels
+  sigma_min: float = 0.  # of the generators' preconditioning
+
+
+def make_stage(
+    run: setup.Setup, stage: setup.StudentStage, router: np.ndarray,
+    num_steps: int, given: Mapping[str, Any],
+) -> loop.Stage:
+  """One stage of the students of a router.
+
+  Args:
+    run: the run.
+    stage: which.
+    router: int32 [Y].
+    num_steps: rounds.
+    given: results from elsewhere; pairs must be of its teacher.
+
+  Raises:
+    ValueError: a field of the config that does not fit.
+  """
+  classes, sizes = partition.members(router)
+  settings = stage_settings(run.config, stage.kind)
+  mesh = run.mesh
+  if len(sizes) % mesh.shape['student']:  # a baseline beside K students
+    mesh = mesh_lib.make_mesh(len(sizes), devices=mesh.devices.flatten())
+    mesh_lib.check_batch_size(
+        settings.batch_size, mesh,
+        f'{setup.STUDENT_BLOCKS[stage.kind]}.batch_size',
+        run.config.compute.microbatches)
+  make = {'dm': matching, 'adm': matching, 'consistency': consistency,
+          'post': post_distillation}[stage.kind]
+  method = make(run, stage, router, settings, mesh, given)
+  own = {'brightness': batches.brightness(run.dataset.train, router),
+         **method.own}
+
+  def frozen(results):
+    return {'teacher': results['teacher'], 'classes': classes, 'sizes': sizes,
+            'own': own, **_beginning(run, stage, results),
+            **method.frozen(results)}
+
+  return loop.Stage(
+      name=stage.name, num_steps=num_steps, mesh=mesh, init=method.init,
+      step=method.step, batch=method.batch, frozen=frozen,
+      params=functools.partial(_bundle, run, stage, router, method.sigma_min),
+      state_spec=students.State(step=P(), key=P(), students=P('student')),
+      fsdp=run.config.compute.fsdp, init_only=('start', 'carried'),
+      watch=functools.partial(
+          watch.brightness_alarm, limit=run.config.brightness_alarm),
+      observe=method.panels and functools.partial(
+          watch.draw_panels, method.panels, stage.name))
+
+
+def stage_settings(config: setup.Config, kind: str) -> setup.Config:
+  """The block of a stage; 'adm' says only what differs from 'students'."""
+  block = config[setup.STUDENT_BLOCKS[kind]]
+  return setup.Config({**config.students, **block}) if kind == 'adm' else block
+
+
+def describe(run: setup.Setup, stage: setup.StudentStage) -> str:
+  """What a stage carries over and what is new, for people."""
+  new = {'dm': 'fake score of the teacher', 'adm': 'discriminator',
+         'consistency': 'slow target', 'post': ''}[stage.kind]
+  if stage.before is not None:
+    start = f'generator of {stage.before.name}'
+    if stage.kind in ('dm', 'adm'):
+      if stage.before.kind in ('dm', 'adm'):
+        start += ' and its fake score'
+        new = new if stage.kind == 'adm' else ''
+      else:
+        new = 'fake score of the teacher' + (
+            f', {new}' if stage.kind == 'adm' else '')
+  else:
+    if stage.kind == 'adm':
+      new = f'fake score of the teacher, {new}'
+    start = f'generator of {_start_name(run) or "random weights"}'
+  new = ', '.join(filter(None, (new, 'optimizers')))
+  return f'{stage.name} ({stage.kind}): {start}; new: {new}'
+
+
+def _start_name(run):
+  """The stage whose params a first stage starts from; '' for none."""
+  if run.student == run.teacher:
+    return 'teacher'
+  return 'score_matching' if run.config.score_matching.num_steps else ''
+
+
+def _beginning(run, stage, results):
+  """'start' or 'carried' of `students.make_init`."""
+  if stage.before is not None:
+    before = results[stage.before.name]
+    return {'carried': {
+        name: before[name] for name in ('generator', 'fake')
+        if name in before}}
+  name = _start_name(run)
+  return {'start': results[name] if name else networks.init_params(
+      run.student, jax.random.key(run.config.seed), run.dataset.shape)}
+
+
+def _bundle(run, stage, router, sigma_min, state):
+  """What the stage hands on: generators, and the fake scores to go on with."""
+  learnt = state.students
+  bundle = routing.bundle(
+      learnt.generator if learnt.ema is None else learnt.ema, run.student,
+      router, sigma_max=run.config.sigma_max,
+      sigma_data=run.config.sigma_data, sigma_min=sigma_min)
+  last = stage.name == stage.students
+  if not last and isinstance(learnt, turns.Student):
+    bundle['fake'] = learnt.fake
+  return bundle
+
+
+def matching(
+    run: setup.Setup, stage: setup.StudentStage, router: np.ndarray,
+    settings: setup.Config, mesh: jax.sharding.Mesh, given: Mapping[str, Any],
+) -> Method:
+  """DM, with regression to pairs if the config weighs it, or with the GAN."""
+  config, num_students = run.config, int(router.max()) + 1
+  regression = config.regression if stage.kind == 'dm' else None
+  weight = regression.weight if regression else 0.
+  gan = _gan(settings) if stage.kind == 'adm' else None
+  distance, frozen = _distance(run, regression.distance if weight else 'l2')
+  round_settings = turns.Settings(
+      batch_size=settings.batch_size, ratio=settings.ratio,
+      sigma_data=config.sigma_data, sigma_min=config.sigma_min,
+      sigma_max=config.sigma_max, min_level=settings.min_level,
+      max_level=settings.max_level, ema_decay=settings.ema_decay,
+      gan=gan, regression_weight=weight,
+      microbatches=config.compute.microbatches)
+  features = diffusion.make_features(
+      networks.encode_fn(run.teacher), config.sigma_data)
+  stage_networks = turns.Networks(
+      generator=setup.denoiser(run, run.student, mesh),
+      fake=setup.denoiser(run, run.teacher, mesh),
+      teacher=setup.denoiser(run, run.teacher, mesh),
+      generator_tx=setup.optimizer(settings),
+      fake_tx=setup.optimizer(settings, settings.fake_lr),
+      features=setup.gathering(run, mesh, features), distance=distance,
+      init_head=_head_init(run, features) if gan else None)
+  made = {}
+  if gan:
+    made['real'] = _batches(
+        run, run.dataset.train, router, settings, stage.kind,
+        filtered=settings.filter_real, rounds=settings.ratio)
+  if weight:
+    made['pairs'] = _batches(
+        run, _pairs(run, given), router, settings, stage.kind,
+        filtered=regression.filter_pairs)
+  return Method(
+      init=students.make_init(
+          stage_networks, num_students, seed=config.seed,
+          ema=settings.ema_decay > 0),
+      step=students.make_round(
+          stage_networks, round_settings, run.dataset.shape, mesh),
+      batch=_joined(made), frozen=frozen,
+      panels=watch.make_panels(
+          stage_networks, round_settings, run.dataset.shape)
+      if len(run.dataset.shape) == 3 else None)
+
+
+def _gan(settings):
+  if settings.backbone not in ('fake', 'teacher'):
+    raise ValueError(
+        f'adm.backbone={settings.backbone!r}; there are fake and teacher')
+  weight = settings.gan_weight
+  if isinstance(weight, str) and weight != turns.MATCHED:
+    raise ValueError(
+        f'adm.gan_weight={weight!r}: a number, or {turns.MATCHED!r}')
+  return turns.Gan(
+      weight=weight, critic_weight=settings.critic_weight,
+      max_level=settings.gan_max_level, backbone=settings.backbone,
+      match_factor=settings.match_factor)
+
+
+def _head_init(run, features):
+  """key -> params of a discriminator's head for the encoder's features."""
+  example = jax.ShapeDtypeStruct((1, *run.dataset.shape), np.float32)
+  params = jax.eval_shape(lambda key: networks.init_params(
+      run.teacher, key, run.dataset.shape), jax.random.key(0))
+  shape = jax.eval_shape(
+      features, params, example, jax.ShapeDtypeStruct((1,), np.float32),
+      jax.ShapeDtypeStruct((1,), np.int32)).shape[1:]
+  return lambda key: discriminator.init(key, shape)
+
+
+def _batches(run, source, router, settings, kind, *, filtered, rounds=None):
+  """batch(step) of the students of a router; see `batches.of_students`."""
+  num_students = int(router.max()) + 1
+  sources = batches.parts_of(source, router) if filtered else (
+      [source] * num_students)
+  return batches.of_students(
+      sources, settings.batch_size, seed=run.config.seed, rounds=rounds,
+      field=f'{setup.STUDENT_BLOCKS[kind]}.batch_size')
+
+
+def _joined(made):
+  """{name: batch(step)} -> batch(step) -> {name: ...}."""
+  return lambda step: {name: batch(step) for name, batch in made.items()}
+
+
+def _pairs(run, given):
+  """The teacher's pairs, checked against data and teacher."""
+  folder = run.config.regression.pairs
+  if not folder:
+    raise data.DataError(
+        'regression.weight is above 0, but regression.pairs is no folder of '
+        '`python -m msd_jax.make_pairs`')
+  if 'teacher' not in given:
+    raise data.DataError(
+        'regression.pairs needs teacher_workdir, the teacher that made them')
+  pairs = pairs_lib.PairSource(folder, given['teacher'])
+  if pairs.shape != tuple(run.dataset.shape):
+    raise data.DataError(
+        f'{folder}: pairs of {pairs.shape}, but the data has '
+        f'{tuple(run.dataset.shape)}')
+  data.check_labels(pairs.labels, run.dataset.num_classes, folder)
+  sigma_max = pairs.made_by.get('sigma_max')
+  if sigma_max != str(float(run.config.sigma_max)):
+    raise data.DataError(
+        f'{folder}: its noise was scaled by sigma_max={sigma_max}, but the '
+        f'config has {float(run.config.sigma_max)}')
+  return pairs
+
+
+def _distance(run, kind):
+  """Params -> distance, and results -> {'distance': its params}."""
+  config = run.config
+  if kind == 'l2':
+    return lambda params: losses.square_distance, lambda results: {}
+  if kind == 'features':
+    if not config.classifier:
+      raise ValueError("distance='features' needs the classifier")
+    apply = setup.make_classifier(run).apply
+    return (lambda params: distances.of_features(apply, params),
+            lambda results: {'distance': results['classifier']})
+  if kind == 'lpips':
+    params = distances.read_lpips(
+        config.lpips_vgg_path, config.lpips_linear_path)
+    return distances.lpips, lambda results: {'distance': params}
+  raise ValueError(
+      f'distance={kind!r} is not known; there are '
+      f'{", ".join(distances.KINDS)}')
+
+
+def consistency(
+    run: setup.Setup, stage: setup.StudentStage, router: np.ndarray,
+    settings: setup.Config, mesh: jax.sharding.Mesh, given: Mapping[str, Any],
+) -> Method:
+  """Consistency distillation on the real images of each student's classes."""
+  del given
+  config = run.config
+  distance, frozen = _distance(run, settings.distance)
+  levels = diffusion.karras_sigmas(
+      settings.num_levels, config.sigma_min, config.sigma_max)[::-1]
+  loss = regress.make_consistency_loss(
+      setup.gathering(run, mesh, diffusion.make_denoiser(
+          networks.apply_fn(run.student), config.sigma_data,
+          config.sigma_min)),
+      setup.denoiser(run, run.teacher, mesh), distance, levels)
+  clean = _batches(
+      run, run.dataset.train, router, settings, stage.kind, filtered=True)
+  return dataclasses.replace(
+      _regression(run, loss, router, settings, mesh),
+      batch=_joined({'clean': clean}), frozen=frozen,
+      sigma_min=config.sigma_min)
+
+
+def post_distillation(
+    run: setup.Setup, stage: setup.StudentStage, router: np.ndarray,
+    settings: setup.Config, mesh: jax.sharding.Mesh, given: Mapping[str, Any],
+) -> Method:
+  """From the one-step students of another run, post.workdir, by their output.
+  """
+  del stage, given
+  config = run.config
+  distance, frozen = _distance(run, settings.distance)
+  large, module, sigma_min = _large_students(run, router)
+  loss = regress.make_post_loss(
+      setup.denoiser(run, run.student, mesh),
+      diffusion.make_denoiser(
+          networks.apply_fn(module), config.sigma_data, sigma_min),
+      distance,
+      lambda key, part: turns.draw(
+          key, part, settings.batch_size // config.compute.microbatches,
+          run.dataset.shape, mesh),
+      config.sigma_max)
+  return dataclasses.replace(
+      _regression(run, loss, router, settings, mesh), frozen=frozen,
+      own={'large': large})
+
+
+def _regression(run, loss, router, settings, mesh):
+  tx = setup.optimizer(settings)
+  decays = regress.Settings(
+      batch_size=settings.batch_size, ema_decay=settings.ema_decay,
+      target_decay=settings.get('target_decay', 0.),
+      microbatches=run.config.compute.microbatches)
+  return Method(
+      init=regress.make_init(
+          tx, decays, int(router.max()) + 1, seed=run.config.seed),
+      step=regress.make_step(loss, tx, decays, mesh))
+
+
+def _large_students(run, router):
+  """(params [K, ...], module, sigma_min) that each student is to imitate."""
+  path, config = run.config.post.workdir, run.config
+  if not path:
+    raise ValueError(
+        'post.workdir is not set: the run whose students are to be imitated')
+  bundle, saved = checkpoint.load(path)
+  for field in ('dataset', 'data_path', 'sigma_data', 'sigma_max'):
+    if saved[field] != config[field]:
+      raise ValueError(
+          f'post.workdir={path} was trained with {field}={saved[field]}, '
+          f'this config has {config[field]}')
+  owners = [np.unique(np.asarray(bundle['router'])[router == k])
+            for k in range(router.max() + 1)]
+  if any(len(owner) > 1 for owner in owners):
+    raise ValueError(
+        f'post.workdir={path}: its students share the classes otherwise; each '
+        'of ours needs all its classes from one of them')
+  owners = np.concatenate(owners)
+  return (jax.tree.map(lambda x: np.asarray(x)[owners], bundle['generator']),
+          networks.from_description(bundle['network']),
+          float(bundle['sigma_min']))

@@ -1,0 +1,103 @@
+"""What a run takes from elsewhere: a teacher that another run trained, or one
+that others published."""
+
+import os
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from core_jax import checkpoint
+from msd_jax import convert
+from msd_jax import published
+
+# What a converted network says of itself, and a run may choose for itself.
+_FREE = ('dtype', 'dropout', 'remat')
+
+
+def teacher_steps(config: Any) -> dict[str, int]:
+  """Stage -> rounds of those before the students, in order.
+
+  Args:
+    config: a ConfigDict, or a dict as a run has saved it.
+  """
+  steps = {'teacher': config['teacher']['num_steps']}
+  if config['classifier']:
+    steps['classifier'] = config['classifier']['num_steps']
+  if config['students']['network'] != config['teacher']['network'] and (
+      config['score_matching']['num_steps']):
+    steps['score_matching'] = config['score_matching']['num_steps']
+  return steps
+
+
+def results(config: Any, module: nn.Module) -> dict[str, Any]:
+  """Results of config.teacher_workdir, for runs that share a teacher.
+
+  It is the folder of a run: its teacher and classifier, and its copy of the
+  teacher in the students' network where these are the same. Or a published
+  teacher, a file or a folder of `msd_jax.convert`: its params alone.
+
+  Args:
+    config: of this run.
+    module: the teacher's network that it asks for.
+
+  Raises:
+    ValueError: that run had other data or another teacher, or the file holds
+      another network.
+    FileNotFoundError: it has not got so far.
+  """
+  path = config.teacher_workdir
+  if not path:
+    return {}
+  if os.path.exists(path) and not _is_run(path):
+    return {'teacher': _published(path, config, module)}
+  return _of_run(path, config.to_dict())
+
+
+def _is_run(path):
+  return os.path.isdir(os.path.join(path, 'checkpoints'))
+
+
+def _of_run(path, mine):
+  _, saved = checkpoint.load(path)
+  if saved['teacher_workdir']:
+    raise ValueError(
+        f'teacher_workdir={path} took its teacher from '
+        f'{saved["teacher_workdir"]}: give that')
+  for field in ('dataset', 'data_path', 'sigma_data', 'teacher', 'classifier'):
+    if saved[field] != mine[field]:
+      raise ValueError(
+          f'teacher_workdir={path} was trained with {field}={saved[field]}, '
+          f'this config has {mine[field]}')
+  same = lambda *names: all(saved[n] == mine[n] for n in names)
+  wanted = {'teacher', 'classifier'}
+  if same('score_matching') and (
+      saved['students']['network'] == mine['students']['network']):
+    wanted.add('score_matching')
+  step, found = 0, {}
+  for name, num_steps in teacher_steps(saved).items():
+    step += num_steps
+    if name in wanted:
+      found[name], _ = checkpoint.load(path, step)
+  return found
+
+
+def _published(path, config, module):
+  """The params of a file, or of a folder that `msd_jax.convert` wrote."""
+  if config.sigma_data != convert.SIGMA_DATA:
+    raise ValueError(
+        f'sigma_data={config.sigma_data}, but published networks have '
+        f'{convert.SIGMA_DATA}')
+  if os.path.isfile(path):
+    return published.read_network(path, module)[1]
+  found, parts = convert.from_folder(path)
+  for field in module.__dataclass_fields__:
+    if field in (*_FREE, 'parent', 'name'):
+      continue
+    theirs, ours = getattr(found, field, None), getattr(module, field)
+    if theirs != ours:
+      raise ValueError(
+          f'teacher_workdir={path} is {type(found).__name__} with '
+          f'{field}={theirs}; teacher.network and the data ask for {ours}')
+  return jax.tree.map(np.asarray, parts.get('params', parts.get('real')))

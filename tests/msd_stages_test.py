@@ -1,0 +1,280 @@
+"""From stage to stage: what is carried over, resumed, filtered, refused."""
+
+import collections
+import dataclasses
+import pathlib
+import shutil
+
+import chex
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from configs import digits
+from core_jax import data as core_data
+from core_jax import loop
+import msd_jax
+from msd_jax import batches
+from msd_jax import convert
+from msd_jax import data
+from msd_jax import diffusion
+from msd_jax import distillation
+from msd_jax import given
+from msd_jax import make_pairs
+from msd_jax import networks
+from msd_jax import setup
+from msd_jax import stages
+from msd_jax import train
+
+ONE = [jax.devices()[0]]
+
+
+def tiny(**changes):
+  """Two students of few weights, and no classifier."""
+  config = digits.get_config('tiny')
+  small = {'teacher.network.width': 16, 'teacher.network.depth': 2,
+           'students.network.width': 16, 'students.network.depth': 2,
+           'students.ratio': 2, 'num_students': 2, 'baselines': (),
+           'classifier': None}
+  config.unlock()
+  for name, value in (small | changes).items():
+    config.update_from_flattened_dict({name: value}) if (
+        name != 'classifier') else setattr(config, name, value)
+  return config.lock()
+
+
+def fit(config, workdir, devices=None, traces=None):
+  """Trains all stages; counts traces of their steps."""
+  run = setup.make(config)
+  run = dataclasses.replace(run, mesh=setup.mesh_lib.make_mesh(
+      config.num_students, devices=devices))
+  found = given.results(config, run.teacher)
+
+  def counted(stage):
+    def step(*args):
+      traces[stage.name] += 1
+      return stage.step(*args)
+    return stage if traces is None else dataclasses.replace(stage, step=step)
+
+  todo = [counted(stage) for stage in stages.make_stages(run, found)]
+  return loop.fit(todo, config, str(workdir), found)
+
+
+CHAIN = 'consistency+dm+adm'
+
+
+@pytest.fixture(scope='module')
+def chain(tmp_path_factory):
+  """All stages that need no other run, one after the other."""
+  path = tmp_path_factory.mktemp('chain')
+  traces = collections.Counter()
+  results = fit(tiny(student_stages=CHAIN), path, ONE, traces)
+  return path, results, traces
+
+
+def test_a_chain_of_stages_traces_each_once_and_ends_in_generators(chain):
+  _, results, traces = chain
+  names = {'teacher', 'students_consistency', 'students_dm', 'students'}
+  assert traces == dict.fromkeys(names, 1) and set(results) == names
+  # What the next stage needs stays; what ends the run is lean.
+  assert 'fake' in results['students_dm'] and 'fake' not in results['students']
+  images = msd_jax.generate(
+      results['students'], np.arange(4), jax.random.key(0))
+  assert np.isfinite(images).all()
+
+
+def test_students_carry_over_generator_and_fake_score(chain):
+  """The state before the first round is what the stage before has left."""
+  _, results, _ = chain
+  run = setup.make(tiny(student_stages=CHAIN))
+  stage = stages.make_stages(run)[-1]
+  born = jax.jit(stage.init)(stage.frozen(results))
+  before = results['students_dm']
+  chex.assert_trees_all_equal(born.students.generator, before['generator'])
+  chex.assert_trees_all_equal(born.students.fake, before['fake'])
+  assert (jax.tree.leaves(born.students.head)[0][0] !=
+          jax.tree.leaves(born.students.head)[0][1]).any()
+  text = train.announcement(run, stages.make_stages(run), 'here')
+  assert ('students (adm): generator of students_dm and its fake score; new: '
+          'discriminator, optimizers') in text
+
+
+def bits(workdir):
+  path = max(pathlib.Path(workdir, 'checkpoints').glob('[0-9]*'),
+             key=lambda p: int(p.name))
+  with ocp.StandardCheckpointer() as reader:
+    tree = reader.restore(path / 'state')
+  return path, [
+      np.asarray(jax.random.key_data(x) if jax.dtypes.issubdtype(
+          x.dtype, jax.dtypes.prng_key) else x).tobytes()
+      for x in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize('kind', ['adm', 'consistency'])
+def test_a_stage_resumed_in_its_middle_ends_in_the_same_bits(kind, tmp_path):
+  config = tiny(student_stages=kind)
+  fit(config, tmp_path, ONE)
+  last, expected = bits(tmp_path)
+  shutil.rmtree(last)  # as if it had been killed two rounds before its end
+  middle, _ = bits(tmp_path)
+  assert int(last.name) - int(middle.name) == 2
+  fit(config, tmp_path, ONE)
+  assert bits(tmp_path) == (last, expected)
+
+
+def test_eight_devices_go_through_the_chain_as_one(chain, tmp_path):
+  _, one, _ = chain
+  eight = fit(tiny(student_stages=CHAIN), tmp_path)
+  chex.assert_trees_all_close(one, eight, atol=2e-4)
+
+
+@pytest.fixture(scope='module')
+def teacher(tmp_path_factory):
+  """The folder of a run, and pairs of its teacher."""
+  path = tmp_path_factory.mktemp('teacher')
+  fit(tiny(), path / 'run', ONE)
+  make_pairs.make_pairs(
+      str(path / 'run'), str(path / 'pairs'), num=48, num_shards=2,
+      shards=range(2), seed=0, batch_size=24,
+      settings=diffusion.Sampler(num_steps=2, sigma_max=30.))
+  return path
+
+
+def with_pairs(teacher, **changes):
+  return tiny(**{
+      'regression.weight': 0.5, 'regression.distance': 'l2',
+      'regression.pairs': str(teacher / 'pairs'),
+      'teacher_workdir': str(teacher / 'run'), **changes})
+
+
+def test_pairs_are_shared_by_default_and_filtered_on_request(teacher):
+  for filtered in (False, True):
+    run = setup.make(with_pairs(teacher, **{
+        'regression.filter_pairs': filtered}))
+    stage, = stages.make_stages(run, given.results(run.config, run.teacher))
+    pairs = stage.batch(0)['pairs']
+    assert pairs['image'].shape == (16, 2, 8, 8, 1)
+    own = setup.routers(run)['students'][pairs['label']] == np.arange(2)[None]
+    assert own.all() == filtered
+
+
+def test_regression_to_pairs_pulls_the_generator_to_them(teacher, tmp_path):
+  """Without DM's voice: the loss on the pairs falls."""
+  config = with_pairs(teacher, **{
+      'students.num_steps': 40, 'students.lr': 1e-2, 'students.ema_decay': 0.,
+      'regression.weight': 1e4})
+  fit(config, tmp_path, ONE)
+  rows = [row['regression_loss'] for row in
+          loop.metrics_lib.read(str(tmp_path)) if 'regression_loss' in row]
+  assert rows[-1] < 0.8 * rows[0]
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'regression.pairs': ''}, 'is no folder of'),
+    ({'teacher_workdir': ''}, 'needs teacher_workdir'),
+    ({'sigma_max': 80.}, 'sigma_max=30.0, but the config has 80.0'),
+    ({'regression.distance': 'ssim'}, "distance='ssim' is not known"),
+    ({'regression.distance': 'features'}, 'needs the classifier'),
+    ({'regression.distance': 'lpips'}, 'needs lpips_vgg_path'),
+    ({'students.batch_size': 64}, 'students.batch_size=64, but student 0'),
+    ({'student_stages': 'dm+gan'}, "'gan' is not known"),
+    ({'student_stages': 'dm+dm'}, 'a stage twice'),
+    ({'student_stages': 'adm', 'adm.backbone': 'vgg'}, "adm.backbone='vgg'"),
+    ({'student_stages': 'adm', 'adm.gan_weight': 'auto'},
+     "adm.gan_weight='auto'"),
+    ({'student_stages': 'post'}, 'post.workdir is not set'),
+])
+def test_bad_fields_are_named(teacher, changes, message):
+  config = with_pairs(teacher, **changes)
+  with pytest.raises(ValueError, match=message):
+    run = setup.make(config)
+    stages.make_stages(run, given.results(config, run.teacher))
+
+
+def test_pairs_of_another_teacher_are_refused(teacher):
+  run = setup.make(with_pairs(teacher))
+  found = given.results(run.config, run.teacher)
+  found['teacher'] = jax.tree.map(lambda x: x + 1, found['teacher'])
+  with pytest.raises(data.DataError, match='made by another teacher'):
+    stages.make_stages(run, found)
+
+
+def test_a_small_student_is_distilled_from_one_step_students(
+    teacher, tmp_path):
+  config = tiny(**{
+      'student_stages': 'post', 'post.workdir': str(teacher / 'run'),
+      'post.num_steps': 40, 'post.lr': 1e-2, 'teacher_workdir':
+      str(teacher / 'run'), 'students.network.width': 8,
+      'score_matching.num_steps': 0})
+  fit(config, tmp_path, ONE)
+  losses = [row['loss'] for row in loop.metrics_lib.read(str(tmp_path))]
+  assert losses[-1] < losses[0]
+  other = tiny(**{'student_stages': 'post', 'post.workdir':
+                  str(teacher / 'run'), 'partition': 'random'})
+  with pytest.raises(ValueError, match='share the classes otherwise'):
+    run = setup.make(other)
+    stages.make_stages(run)
+
+
+def test_a_converted_teacher_is_a_runs_teacher(tmp_path):
+  network = dict(kind='adm', model_channels=32, channel_mult=(1, 1),
+                 num_blocks=1, attention_resolutions=(), dropout=0.)
+  module = networks.build(network, (8, 8, 1), 10)
+  params = jax.jit(lambda key: networks.init_params(
+      module, key, (8, 8, 1)))(jax.random.key(0))
+  with ocp.StandardCheckpointer() as writer:
+    writer.save(tmp_path / 'folder', {
+        'network': networks.describe(module), 'params': params,
+        'sigma_data': np.float32(.5)})
+  convert.to_file(str(tmp_path / 'folder'), str(tmp_path / 'file.safetensors'))
+  config = tiny(sigma_data=.5)
+  for name in ('folder', 'file.safetensors'):
+    with config.unlocked():
+      config.teacher_workdir = str(tmp_path / name)
+    found = given.results(config, module)
+    assert set(found) == {'teacher'}
+    chex.assert_trees_all_equal(found['teacher'], jax.device_get(params))
+  other = networks.build(dict(network, num_blocks=2), (8, 8, 1), 10)
+  with config.unlocked():
+    config.teacher_workdir = str(tmp_path / 'folder')
+  with pytest.raises(ValueError, match='num_blocks=1; teacher.network'):
+    given.results(config, other)
+
+
+def labelled(labels):
+  images = np.zeros((len(labels), 2, 2, 1), np.uint8)
+  images += np.uint8(51 * np.asarray(labels))[:, None, None, None]
+  return core_data.ArraySource(
+      {'image': images, 'label': np.asarray(labels, np.int32)})
+
+
+def test_batches_have_an_axis_of_students_and_are_a_function_of_the_step():
+  source, router = labelled([0, 1, 2, 3] * 5), np.array([0, 0, 1, 1])
+  batch = batches.of_students(
+      batches.parts_of(source, router), 4, seed=0, field='x', rounds=3)
+  images, labels = (batch(7)[name] for name in ('image', 'label'))
+  assert images.shape == (4, 2, 3, 2, 2, 1) and labels.shape == (4, 2, 3)
+  assert (router[labels] == np.arange(2)[None, :, None]).all()
+  np.testing.assert_array_equal(batch(7)['label'], labels)
+  # The rounds of a step are batches of their own: no image twice in an epoch.
+  with pytest.raises(ValueError, match='x=11, but student 0 has only 10'):
+    batches.of_students(
+        batches.parts_of(source, router), 11, seed=0, field='x')
+
+
+def test_brightness_is_that_of_each_students_classes():
+  """Levels 0, 51, 102, 153 are -1, -0.6, -0.2, 0.2."""
+  found = batches.brightness(labelled([0, 1, 2, 3]), np.array([0, 0, 1, 1]))
+  np.testing.assert_allclose(found, [[-.8, .2], [0., .2]], atol=1e-6)
+
+
+def test_stages_say_what_they_start_from():
+  run = setup.make(tiny(student_stages='consistency+adm'))
+  texts = [distillation.describe(run, stage) for stage in
+           setup.student_stages(run.config, ['students'])]
+  assert texts == [
+      'students_consistency (consistency): generator of teacher; new: slow '
+      'target, optimizers',
+      'students (adm): generator of students_consistency; new: fake score of '
+      'the teacher, discriminator, optimizers']
