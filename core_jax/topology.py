@@ -22,7 +22,8 @@ _CHIPS_OF_HOST = (2, 2, 1)
 # What libtpu would ask of a machine with TPUs.
 _NO_TPU_HERE = {
     'TPU_SKIP_MDS_QUERY': '1', 'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
-    'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_WORKER_ID': '0'}
+    'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_WORKER_ID': '0',
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}  # Several may plan at once.
 
 
 class TopologyError(ValueError):
