@@ -4,6 +4,7 @@ import math
 import os
 import pathlib
 import re
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
@@ -41,6 +42,16 @@ def plot_curves(workdir: str | os.PathLike) -> list[pathlib.Path]:
       paths[-1].parent.mkdir(parents=True, exist_ok=True)
       _draw(panels).savefig(paths[-1], dpi=150)
   return paths
+
+
+def style(ax: Any, title: str) -> None:
+  """Gives axes their title and a grid in place of frame and ticks."""
+  ax.set_title(title, loc='left', fontsize=9, color=INK)
+  ax.tick_params(labelsize=8, length=0, which='both', labelcolor=INK)
+  ax.grid(color=GRID, linewidth=0.7)
+  ax.set_axisbelow(True)
+  for side in ('top', 'right', 'left', 'bottom'):
+    ax.spines[side].set_visible(False)
 
 
 def _panels(rows):
@@ -92,14 +103,9 @@ def _draw_panel(ax, name, curves):
   else:
     ax.yaxis.set_major_locator(MaxNLocator(4))
     ax.yaxis.set_major_formatter(FuncFormatter(_tick))
-  ax.set_title(_label(name), loc='left', fontsize=9, color=INK)
+  style(ax, _label(name))
   ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
   ax.xaxis.set_major_formatter(FuncFormatter(_tick))
-  ax.tick_params(labelsize=8, length=0, which='both', labelcolor=INK)
-  ax.grid(color=GRID, linewidth=0.7)
-  ax.set_axisbelow(True)
-  for side in ('top', 'right', 'left', 'bottom'):
-    ax.spines[side].set_visible(False)
   if len(curves) > 1:
     ax.legend(fontsize=7, frameon=False, ncols=2, labelcolor=INK)
 

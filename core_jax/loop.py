@@ -22,6 +22,8 @@ from core_jax import fsdp
 from core_jax import mesh as mesh_lib
 from core_jax import metrics as metrics_lib
 
+_OBSERVE_SECONDS = 60.  # At least, between two looks at a state.
+
 
 def no_batch(step: int) -> dict[str, np.ndarray]:
   """The batch of a stage that draws all it needs from its key."""
@@ -47,7 +49,8 @@ class Stage:
     fsdp: splits the large leaves of state and frozen over 'data' too.
     init_only: names in frozen that `step` does not get.
     watch: metrics of a log line -> a warning for people, '' where all is well.
-    observe: (state, frozen, workdir), called at each checkpoint, to draw.
+    observe: (state, frozen, workdir), to draw; called at the end and, now and
+      then, at a checkpoint.
   """
 
   name: str
@@ -183,7 +186,7 @@ def _train(run, stage, offset, frozen):
   frozen = _put(stage, read_by_step(stage, frozen))
   compiled = compiled_step(stage, target, frozen)
   first, recent, gflop = int(state.step), [], None
-  started = logged = time.monotonic()
+  started = logged = observed = time.monotonic()
   with metrics_lib.MetricsWriter(run.workdir, offset + first) as writer, \
       contextlib.closing(
           data.prefetch(stage.batch, first, stage.num_steps)) as batches:
@@ -221,8 +224,10 @@ def _train(run, stage, offset, frozen):
         checkpoint.save(
             run.mgr, offset + done, state=state, params=stage.params(state),
             config=config)
-        if stage.observe is not None:
+        if stage.observe and (
+            last or time.monotonic() - observed > _OBSERVE_SECONDS):
           stage.observe(state, frozen, run.workdir)
+          observed = time.monotonic()
       if stopped and not last:
         _interrupt(run, stage, done)
   checkpoint.finish(run.mgr)

@@ -82,7 +82,7 @@ def distribution_matching_loss(
 def critic_loss(real_logits: jax.Array, fake_logits: jax.Array) -> jax.Array:
   """softplus(l_fake) + softplus(-l_real), of the discriminator; means over [B].
 
-  The non-saturating loss of GANs (DMD2, eq. 4): at its optimum a logit is
+  The non-saturating loss of GANs (DMD2, sec. 4.3): at its optimum a logit is
   ln p_real / p_fake.
   """
   chex.assert_rank([real_logits, fake_logits], 1)
@@ -122,9 +122,9 @@ def regression_loss(
   """Mean distance to an image that does not learn.
 
   Of three stages: G(z) to the image that the teacher's sampler makes of the
-  same z (DMD, eq. 9); f(x_n+1) to the slow f of the same trajectory one level
-  down (consistency distillation, arXiv 2303.01469, eq. 7, with weight 1); a
-  small student to a larger one (post-distillation).
+  same z (DMD, sec. 3.3); f(x_n+1) to the slow f of the same trajectory one
+  level down (consistency distillation, arXiv 2303.01469, eq. 7, with weight
+  1); a small student to a larger one (post-distillation).
 
   Args:
     x: [B, ...].

@@ -142,7 +142,8 @@ def _ledger(run, path, todo):
     return []
   return [report_lib.Heading('Cost'), report_lib.Table(
       ['stage', 'networks', 'TFLOP for one', 'device seconds for one'], rows,
-      'Matrix products and convolutions; time of all devices together, '
+      'Matrix products and convolutions as the program has them (on CPU, 3x3 '
+      "convolutions as Winograd's products); time of all devices together, "
       'compilation included.')]
 
 

@@ -269,7 +269,7 @@ def update_fake(
     carry: tuple[Any, Any],
     inputs: tuple[jax.Array, jax.Array, Any, jax.Array],
 ) -> tuple[tuple[Any, Any], dict[str, jax.Array]]:
-  """The turn of fake score and discriminator (DMD2, eq. 6 and 4).
+  """The turn of fake score and discriminator (DMD2, eq. 6, sec. 4.3).
 
   Args:
     recipe: of the round.

@@ -112,10 +112,5 @@ def _decades(ax):
 
 
 def _style(ax, title):
-  ax.set_title(title, loc='left', fontsize=9, color=curves.INK)
-  ax.tick_params(labelsize=8, length=0, which='both', labelcolor=curves.INK)
-  ax.grid(color=curves.GRID, linewidth=0.7)
-  ax.set_axisbelow(True)
+  curves.style(ax, title)
   ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-  for side in ('top', 'right', 'left', 'bottom'):
-    ax.spines[side].set_visible(False)

@@ -12,9 +12,11 @@ import pytest
 import scipy.linalg
 from sklearn import datasets
 
+from core_jax import data as core_data
 from msd_jax import classifier
 from msd_jax import evaluate
 from msd_jax import figures
+from msd_jax.formats import source as source_lib
 
 
 def _exact(mean, covariance, n, seed):
@@ -154,8 +156,8 @@ def digits():
   order = np.random.default_rng(0).permutation(len(images))
 
   def source(rows):
-    arrays = {'image': images[rows], 'label': labels[rows].astype(np.int32)}
-    return types.SimpleNamespace(arrays=arrays)
+    return core_data.ArraySource(
+        {'image': images[rows], 'label': labels[rows].astype(np.int32)})
 
   return types.SimpleNamespace(
       train=source(order[360:]), test=source(order[:360]))
@@ -298,6 +300,26 @@ def test_real_images_as_samples_are_at_the_floor(digits, classify):
   assert values['students_accuracy'] == values['real_accuracy']
   assert values['students_partition1_frechet'] == pytest.approx(
       values['students_partition1_floor_frechet'])
+
+
+def test_data_read_in_parts_gives_the_figures_of_data_in_memory(
+    digits, classify, monkeypatch):
+  sampler = functools.partial(_noisy_images, digits, 0.3)
+  read = lambda dataset: evaluate.evaluate_images(
+      {'students': sampler}, dataset, classify, jax.random.key(0), num_sets=1,
+      partitions={'students': np.arange(10) % 2})[0]
+  expected = read(digits)
+  monkeypatch.setattr(evaluate, '_CHUNK', 600)
+  rows = lambda source: source_lib.Rows(source, np.arange(len(source)))
+  found = read(types.SimpleNamespace(
+      train=rows(digits.train), test=rows(digits.test)))
+  assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_of_too_many_examples_evenly_spaced_ones_are_measured(monkeypatch):
+  monkeypatch.setattr(evaluate, '_MOST_EXAMPLES', 4)
+  np.testing.assert_array_equal(evaluate.rows(range(10)), [0, 2, 5, 7])
+  np.testing.assert_array_equal(evaluate.rows(range(3)), [0, 1, 2])
 
 
 def test_samples_that_are_not_finite_are_refused(digits, classify):

@@ -131,9 +131,10 @@ def test_eight_devices_go_through_the_chain_as_one(chain, tmp_path):
 
 @pytest.fixture(scope='module')
 def teacher(tmp_path_factory):
-  """The folder of a run, and pairs of its teacher."""
+  """The folder of a run whose students went far, and pairs of its teacher."""
   path = tmp_path_factory.mktemp('teacher')
-  fit(tiny(), path / 'run', ONE)
+  fit(tiny(**{'students.lr': 0.1, 'students.warmup_steps': 1,
+              'students.ema_decay': 0.}), path / 'run', ONE)
   make_pairs.make_pairs(
       str(path / 'run'), str(path / 'pairs'), num=48, num_shards=2,
       shards=range(2), seed=0, batch_size=24,
@@ -209,7 +210,7 @@ def test_a_small_student_is_distilled_from_one_step_students(
       'score_matching.num_steps': 0})
   fit(config, tmp_path, ONE)
   losses = [row['loss'] for row in loop.metrics_lib.read(str(tmp_path))]
-  assert losses[-1] < losses[0]
+  assert losses[-1] < 0.5 * losses[0]
   other = tiny(**{'student_stages': 'post', 'post.workdir':
                   str(teacher / 'run'), 'partition': 'random'})
   with pytest.raises(ValueError, match='share the classes otherwise'):

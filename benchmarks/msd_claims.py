@@ -1,0 +1,179 @@
+"""What MSD's paper claims, tried on digits: python -m benchmarks.msd_claims.
+
+Runs every row over the seeds, each a folder of its own; what is finished is
+only read, so the same command goes on. Rows of a seed share its teacher and
+classifier. Writes `claims.md` and `claims.json` beside the runs. The paper's
+figures are FIDs on ImageNet-64; only their order is compared.
+"""
+
+import argparse
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import json
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+
+from configs import digits
+from core_jax import folder
+from msd_jax import diffusion
+from msd_jax import make_pairs
+from msd_jax import train
+
+FIRST = 'dm'  # The row that trains the teacher, and large students to copy.
+NUM_PAIRS = 2000
+SMALL = {'students.network.width': 16, 'students.lr': 1e-3,
+         'students.fake_lr': 1e-3, 'students.num_steps': 600}
+REGRESSION = {'students.ratio': 1, 'regression.weight': 0.25,
+              'students.num_steps': 800}
+# Row -> fields other than in configs/digits.py; {first}, {pairs}: folders.
+ROWS = {
+    FIRST: {'students.num_steps': 800},
+    'dm+adm': {'student_stages': 'dm+adm', 'students.num_steps': 500,
+               'adm.num_steps': 300},
+    'small, with TSM': SMALL,
+    'small, without TSM': {**SMALL, 'score_matching.num_steps': 0},
+    'small, post-distilled': {
+        **SMALL, 'score_matching.num_steps': 0, 'student_stages': 'post',
+        'post.workdir': '{first}', 'post.num_steps': 4000, 'post.lr': 1e-3},
+    'pairs shared': {**REGRESSION, 'regression.pairs': '{pairs}'},
+    'pairs filtered': {**REGRESSION, 'regression.pairs': '{pairs}',
+                       'regression.filter_pairs': True},
+    'consistency, K = 1': {
+        'student_stages': 'consistency', 'num_students': 1,
+        'students.network.width': 16, 'consistency.num_steps': 4000,
+        'consistency.lr': 1e-3},
+    'consistency, K = 4': {
+        'student_stages': 'consistency', 'students.network.width': 16,
+        'consistency.num_steps': 4000, 'consistency.lr': 1e-3},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+  """One row is better (of less distance) than another, says the paper."""
+  better: str
+  worse: str
+  paper: str
+
+
+CLAIMS = (
+    Claim('dm+adm', FIRST, '1.20 against 2.37'),
+    Claim('small, with TSM', 'small, without TSM',
+          "without, it 'fails to converge'"),
+    Claim('small, with TSM', 'small, post-distilled',
+          '2.88 (with ADM) against 11.67'),
+    Claim('pairs shared', 'pairs filtered', 'filtering costs modes and FID'),
+    Claim('consistency, K = 4', 'consistency, K = 1',
+          'l1 in the plane falls with K'),
+)
+
+
+def run_row(
+    row: str, seed: int, workdir: pathlib.Path, changes: Mapping[str, Any],
+    variant: str = '') -> dict[str, Any]:
+  """The summary of a row at a seed; trains what is not yet there.
+
+  Args:
+    row: of ROWS.
+    seed: of the run.
+    workdir: of all rows.
+    changes: fields that differ in all rows.
+    variant: of configs/digits.py.
+  """
+  path = lambda row: workdir / f'{re.sub("[^a-zA-Z0-9+]+", "-", row)}-{seed}'
+  summary = path(row) / 'summary.json'
+  if summary.exists():
+    return json.loads(summary.read_text())
+  places = {'first': path(FIRST), 'pairs': workdir / f'pairs-{seed}'}
+  config = digits.get_config(variant)
+  config.seed, config.baselines = seed, ()
+  if row != FIRST:
+    config.teacher_workdir = str(places['first'])
+  config.update_from_flattened_dict({
+      name: value.format(**places) if isinstance(value, str) else value
+      for name, value in {**ROWS[row], **changes}.items()})
+  if config.regression.weight:
+    make_pairs.make_pairs(
+        config.teacher_workdir, config.regression.pairs, num=NUM_PAIRS,
+        num_shards=1, shards=range(1), seed=seed, batch_size=500,
+        settings=diffusion.Sampler(
+            num_steps=18, sigma_min=config.sigma_min,
+            sigma_max=config.sigma_max))
+  return train.train_and_evaluate(config.lock(), str(path(row)))
+
+
+def table(found: Mapping[str, Mapping[int, float]]) -> str:
+  """Markdown: the rows, then the claims, each with its verdict.
+
+  Args:
+    found: row -> seed -> distance.
+  """
+  lines = ['| row | distance |', '|---|---|']
+  for row, values in found.items():
+    lines.append(f'| {row} | {_mean(list(values.values()))} |')
+  lines += ['', '| better | worse | the paper | difference | holds |',
+            '|---|---|---|---|---|']
+  for claim in CLAIMS:
+    if claim.better not in found or claim.worse not in found:
+      continue
+    seeds = found[claim.better].keys() & found[claim.worse].keys()
+    differences = [found[claim.worse][s] - found[claim.better][s]
+                   for s in sorted(seeds)]
+    if differences:
+      lines.append(
+          f'| {claim.better} | {claim.worse} | {claim.paper} | '
+          f'{_mean(differences)} | {verdict(differences)} |')
+  return '\n'.join(lines)
+
+
+def verdict(differences: Sequence[float]) -> str:
+  """'yes' or 'no' where all seeds agree, otherwise how many do."""
+  wins = sum(difference > 0 for difference in differences)
+  if wins in (0, len(differences)):
+    word = 'yes' if wins else 'no'
+    return word if len(differences) > 1 else f'{word}, on one seed'
+  return f'on {wins} of {len(differences)} seeds'
+
+
+def _mean(values):
+  spread = f' ± {np.std(values, ddof=1):.4f}' if len(values) > 1 else ''
+  return f'{np.mean(values):.4f}{spread}'
+
+
+def run_all(
+    rows: Sequence[str], seeds: Sequence[int], workdir: pathlib.Path,
+    changes: Mapping[str, Any], variant: str = '') -> str:
+  """All rows over all seeds; the table is written after each."""
+  found, text = {row: {} for row in rows}, ''
+  for seed in seeds:
+    for row in rows:
+      print(f'row: {row}, seed {seed}', flush=True)
+      found[row][seed] = run_row(
+          row, seed, workdir, changes, variant)['students_frechet']
+      done = {row: values for row, values in found.items() if values}
+      text = table(done)
+      folder.write_text(workdir / 'claims.md', text + '\n')
+      folder.write_text(workdir / 'claims.json', json.dumps(done, indent=1))
+  return text
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+      prog='python -m benchmarks.msd_claims', description=__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--workdir', default='runs/msd-claims')
+  parser.add_argument('--seeds', default='0,1,2')
+  parser.add_argument(
+      '--rows', default=';'.join(ROWS), help=f'{FIRST!r} first; joined by ;')
+  args = parser.parse_args()
+  print(run_all(
+      args.rows.split(';'), [int(seed) for seed in args.seeds.split(',')],
+      pathlib.Path(args.workdir).absolute(), {}))
+
+
+if __name__ == '__main__':
+  main()

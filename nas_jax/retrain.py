@@ -1,0 +1,164 @@
+"""Training from scratch: R models side by side in one compiled program."""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from core_jax import mesh as mesh_lib
+from nas_jax import child as child_lib
+from nas_jax import data
+from nas_jax import models
+
+
+@struct.dataclass
+class Run:
+  """One model's; every leaf of a `State.runs` has a leading axis R.
+
+  Attributes:
+    arch: what the model reads beside its weights: a cell, or nothing.
+    key: of its draws.
+    params: weights.
+    opt_state: of the optimizer.
+    h: where reading the training text has come to.
+    best_params: those with the least validation loss at the end of a round.
+    best_loss: that loss, nats a token.
+  """
+  arch: Any
+  key: jax.Array
+  params: Any
+  opt_state: Any
+  h: Any
+  best_params: Any
+  best_loss: jax.Array
+
+
+@struct.dataclass
+class State:
+  """Of all runs; arrays only."""
+  step: jax.Array
+  runs: Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Of a round.
+
+  Attributes:
+    updates: of each model.
+    window_tokens: T, backpropagated through.
+    rates: of dropout.
+  """
+  updates: int
+  window_tokens: int
+  rates: child_lib.Rates | None = None
+
+
+def make_init(
+    model: models.Model, tx: optax.GradientTransformation, batch_size: int,
+    seeds: tuple[int, ...],
+) -> Callable[[Any], State]:
+  """{'arch': [R, ...]} -> State; run r starts from seeds[r]."""
+
+  def init_one(arch, seed):
+    params_key, key = jax.random.split(jax.random.key(seed))
+    params = model.init(params_key)
+    return Run(
+        arch, key, params, tx.init(params), model.state(batch_size), params,
+        jnp.float32(jnp.inf))
+
+  def init(frozen):
+    return State(jnp.int32(0), jax.vmap(init_one)(
+        frozen['arch'], jnp.asarray(seeds)))
+
+  return init
+
+
+def loss_on(
+    model: models.Model, params: Any, arch: Any, streams: jax.Array,
+    window_tokens: int,
+) -> jax.Array:
+  """[], nats a token on all whole windows of streams [B, L]."""
+
+  def body(h, i):
+    window = data.take_window(streams, i, window_tokens)
+    nll, h = model.nll(params, arch, window, h, None, None)
+    return h, nll.mean()
+
+  count = data.num_windows(streams, window_tokens)
+  return jax.lax.scan(
+      body, model.state(len(streams)), jnp.arange(count))[1].mean()
+
+
+def make_round(
+    model: models.Model, settings: Settings,
+    tx: optax.GradientTransformation, mesh: jax.sharding.Mesh,
+) -> Callable[[State, Any, Any], tuple[State, dict[str, jax.Array]]]:
+  """(state, batch, {'data': search.Data}) -> (state, metrics).
+
+  Every run is trained for `updates` windows and measured on validation.
+  Devices along 'student' share the runs out.
+  """
+
+  def one(run, step, text):
+    run, loss = train(model, settings, tx, run, step, text.train)
+    valid = loss_on(
+        model, run.params, run.arch, text.valid, settings.window_tokens)
+    better = valid < run.best_loss  # False for NaN
+    keep = lambda new, old: jnp.where(better, new, old)
+    return run.replace(
+        best_params=jax.tree.map(keep, run.params, run.best_params),
+        best_loss=keep(valid, run.best_loss)), (loss, valid)
+
+  def step(state, batch, frozen):
+    del batch
+    runs, (loss, valid) = mesh_lib.map_students(one, mesh)(
+        state.runs, state.step, frozen['data'])
+    worst = jnp.nan_to_num(runs.best_loss, posinf=99.0)
+    return State(state.step + 1, runs), {
+        'train_loss': _finite_mean(loss), 'valid_loss': _finite_mean(valid),
+        'least_valid_loss': worst.min()}
+
+  return step
+
+
+def train(
+    model: models.Model, settings: Settings,
+    tx: optax.GradientTransformation, run: Run, step: jax.Array,
+    streams: jax.Array,
+) -> tuple[Run, jax.Array]:
+  """One run's updates of a round; (run, mean training loss in nats)."""
+  length = settings.window_tokens
+  num_windows = data.num_windows(streams, length)
+  first = step * settings.updates
+
+  def loss_fn(params, window, h, key):
+    nll, h = model.nll(params, run.arch, window, h, settings.rates, key)
+    return nll.mean(), h
+
+  def update(carry, i):
+    params, opt_state, h = carry
+    place = (first + i) % num_windows
+    h = jax.tree.map(lambda x: jnp.where(place == 0, 0.0, x), h)
+    window = data.take_window(streams, place, length)
+    key = jax.random.fold_in(run.key, first + i)
+    (loss, h), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        params, window, h, key)
+    updates, opt_state = tx.update(grads, opt_state, params)
+    h = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0.0), h)
+    return (optax.apply_updates(params, updates), opt_state, h), loss
+
+  carry, losses = jax.lax.scan(
+      update, (run.params, run.opt_state, run.h),
+      jnp.arange(settings.updates))
+  params, opt_state, h = carry
+  return run.replace(params=params, opt_state=opt_state, h=h), losses.mean()
+
+
+def _finite_mean(x):
+  good = jnp.isfinite(x)
+  return jnp.where(good, x, 0.0).sum() / jnp.maximum(good.sum(), 1)

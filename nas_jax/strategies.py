@@ -1,0 +1,317 @@
+"""Ways to choose cells over shared weights, as triples of pure functions.
+
+A `Strategy` says which cells the shared weights train on and what it learns
+from their validation losses. All have the same budget: a round has the same
+updates of the weights, and as many evaluated cells.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from nas_jax import controller as controller_lib
+from nas_jax import memory as memory_lib
+from nas_jax import space as space_lib
+
+State = dict[str, Any]
+Metrics = dict[str, jax.Array]
+
+
+class Supernet(NamedTuple):
+  """The shared weights as a strategy sees them.
+
+  Attributes:
+    losses: (tokens [M, S], key) -> validation loss [M] of each cell on one
+      window, nats.
+    relaxed: (alpha, key) -> [], that of the mixture of all cells.
+  """
+  losses: Callable[[jax.Array, jax.Array], jax.Array]
+  relaxed: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+
+
+class Strategy(NamedTuple):
+  """How to choose cells.
+
+  Attributes:
+    init: key -> state.
+    sample: (state, key, num) -> tokens [num, S], to train on and to derive.
+    update: (state, key, supernet) -> (state, metrics); one step.
+    begin: (state, key, round) -> state, before the steps of a round.
+    relax: state -> alpha, where the weights train on a mixture of cells.
+  """
+  init: Callable[[jax.Array], State]
+  sample: Callable[[State, jax.Array, int], jax.Array]
+  update: Callable[[State, jax.Array, Supernet], tuple[State, Metrics]]
+  begin: Callable[[State, jax.Array, jax.Array], State] = (
+      lambda state, key, round_: state)
+  relax: Callable[[State], jax.Array] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Reward:
+  """R = scale / perplexity ** power, and what REINFORCE does with it.
+
+  Attributes:
+    scale: c of ENAS, 80 on the Penn Treebank.
+    power: 1, or 2 as in 'Neural Architecture Search' (2017).
+    max_loss: nats; a loss above it, or none that is finite, is rewarded 0.
+    baseline_decay: of the moving mean that is subtracted.
+    entropy_weight: of the entropy of a cell's decisions.
+    samples_per_update: M, cells in one update of the controller.
+  """
+  scale: float = 80.0
+  power: float = 1.0
+  max_loss: float = 20.0
+  baseline_decay: float = 0.95
+  entropy_weight: float = 1e-4
+  samples_per_update: int = 1
+
+
+def reward(settings: Reward, loss: jax.Array) -> jax.Array:
+  """Loss in nats -> reward; 0 where the perplexity would overflow."""
+  good = loss <= settings.max_loss  # False for NaN
+  perplexity = jnp.exp(jnp.where(good, loss, 0.0))
+  return jnp.where(good, settings.scale / perplexity**settings.power, 0.0)
+
+
+def uniform(space: space_lib.Space, num_evaluated: int) -> Strategy:
+  """Random search with weight sharing: every encoding is as likely."""
+
+  def sample(state, key, num):
+    del state
+    return space_lib.encode(space, space_lib.sample(space, key, num))
+
+  def update(state, key, supernet):
+    draw_key, loss_key = jax.random.split(key)
+    losses = supernet.losses(sample(state, draw_key, num_evaluated), loss_key)
+    return {'updates': state['updates'] + 1}, {'valid_loss': losses.mean()}
+
+  return Strategy(lambda key: {'updates': jnp.int32(0)}, sample, update)
+
+
+def enas(
+    controller: controller_lib.Controller, memory: memory_lib.Memory,
+    settings: Reward, tx: optax.GradientTransformation,
+) -> Strategy:
+  """ENAS' controller by REINFORCE, with a memory where `memory.on`.
+
+  The state has 'params' {'policy', 'heads' where the memory has any},
+  'opt_state', 'baseline' [], 'updates' [], 'round' [] and, with a memory,
+  'buffer'.
+  """
+
+  def init(key):
+    params = {'policy': controller_lib.init_params(controller, key)}
+    state = {'baseline': jnp.float32(0), 'updates': jnp.int32(0),
+             'round': jnp.int32(0)}
+    if memory.on:
+      # Folded, so that the policy starts as it does without a memory.
+      heads = memory_lib.init_heads(
+          memory.kind, controller, jax.random.fold_in(key, 1))
+      params |= {'heads': heads} if heads else {}
+      state['buffer'] = memory_lib.init_buffer(
+          memory.capacity, controller.space.num_decisions)
+    return state | {'params': params, 'opt_state': tx.init(params)}
+
+  def sample(state, key, num):
+    policy = state['params']['policy']
+    return controller_lib.sample(controller, policy, key, num).tokens
+
+  def begin(state, key, round_):
+    state = state | {'round': round_.astype(jnp.int32)}
+    if not memory.on:
+      return state
+    pushed = memory_lib.push(
+        state['buffer'], sample(state, key, memory.pushed_per_round))
+    due = round_ >= memory.store_from_round
+    return state | {'buffer': jax.tree.map(
+        lambda new, old: jnp.where(due, new, old), pushed, state['buffer'])}
+
+  def memory_loss(params, state, key):
+    """([], nats; its weight in this round)."""
+    tokens = memory_lib.draw(
+        state['buffer'], jax.random.fold_in(key, 2), memory.batch_size)
+    loss = memory_lib.loss(
+        memory, controller, params['policy'], params.get('heads', {}), tokens)
+    due = state['round'] >= memory.train_from_round
+    return loss, jnp.where(due, memory.weight, 0.0)
+
+  def update(state, key, supernet):
+    draw_key, loss_key = jax.random.split(key)
+    tokens = sample(state, draw_key, settings.samples_per_update)
+    losses = supernet.losses(tokens, loss_key)
+    rewards = reward(settings, losses)
+    baseline = jnp.where(
+        state['updates'] == 0, rewards.mean(), state['baseline'])
+
+    def loss_fn(params):
+      decisions = controller_lib.score(controller, params['policy'], tokens)
+      loss = controller_lib.reinforce_loss(
+          decisions, rewards - baseline, settings.entropy_weight)
+      metrics = {'entropy_nats': decisions.entropy.sum(-1).mean()}
+      if memory.on:
+        metrics['memory_loss'], weight = memory_loss(params, state, key)
+        loss += weight * metrics['memory_loss']
+      return loss, metrics
+
+    grads, metrics = jax.grad(loss_fn, has_aux=True)(state['params'])
+    updates, opt_state = tx.update(grads, state['opt_state'], state['params'])
+    decay = settings.baseline_decay
+    state = state | {
+        'params': optax.apply_updates(state['params'], updates),
+        'opt_state': opt_state, 'updates': state['updates'] + 1,
+        'baseline': decay * baseline + (1 - decay) * rewards.mean()}
+    metrics |= {
+        'reward': rewards.mean(), 'valid_loss': _finite_mean(losses),
+        'zero_rewards': jnp.mean(rewards == 0)}
+    return state, metrics
+
+  return Strategy(init, sample, update, begin)
+
+
+def _finite_mean(losses):
+  good = jnp.isfinite(losses)
+  return jnp.where(good, losses, 0.0).sum() / jnp.maximum(good.sum(), 1)
+
+
+def mutate(
+    space: space_lib.Space, key: jax.Array, tokens: jax.Array
+) -> jax.Array:
+  """One cell's tokens [S] with one decision taken otherwise."""
+  free = np.flatnonzero(space.num_options > 1)
+  where_key, what_key = jax.random.split(key)
+  t = jax.random.choice(where_key, jnp.asarray(free))
+  options = jnp.asarray(space.num_options)[t]
+  shift = jax.random.randint(what_key, (), 1, options)
+  return tokens.at[t].set((tokens[t] + shift) % options)
+
+
+def evolution(
+    space: space_lib.Space, population: int, tournament: int,
+    num_evaluated: int,
+) -> Strategy:
+  """Regularised evolution: the best of a few is mutated, the oldest dies.
+
+  The state has 'tokens' [P, S] and 'losses' [P] of the population, infinite
+  where a first member has not been evaluated, and 'born' [], how many have.
+  """
+
+  def init(key):
+    first = space_lib.sample(space, key, population)
+    return {'tokens': space_lib.encode(space, first),
+            'losses': jnp.full(population, jnp.inf), 'born': jnp.int32(0)}
+
+  def sample(state, key, num):
+    return state['tokens'][jax.random.randint(key, (num,), 0, population)]
+
+  def child(state, key):
+    draw_key, mutate_key = jax.random.split(key)
+    rivals = jax.random.choice(
+        draw_key, population, (tournament,), replace=False)
+    best = rivals[jnp.argmin(state['losses'][rivals])]
+    return mutate(space, mutate_key, state['tokens'][best])
+
+  def update(state, key, supernet):
+    child_key, loss_key = jax.random.split(key)
+    places = (state['born'] + jnp.arange(num_evaluated)) % population
+    bred = jax.vmap(lambda key: child(state, key))(
+        jax.random.split(child_key, num_evaluated))
+    tokens = jnp.where(
+        state['born'] < population, state['tokens'][places], bred)
+    losses = supernet.losses(tokens, loss_key)
+    losses = jnp.where(jnp.isfinite(losses), losses, jnp.inf)
+    return {
+        'tokens': state['tokens'].at[places].set(tokens),
+        'losses': state['losses'].at[places].set(losses),
+        'born': state['born'] + num_evaluated,
+    }, {'valid_loss': _finite_mean(losses)}
+
+  return Strategy(init, sample, update)
+
+
+def halving(
+    space: space_lib.Space, num_cells: int, num_updates: int,
+    num_evaluated: int,
+) -> Strategy:
+  """Successive halving of random cells over `num_updates` updates.
+
+  The state has 'tokens' [n, S], 'alive' [n], 'total' [n] and 'count' [n] of
+  the losses since the last cut, and 'updates' [].
+  """
+  if num_cells < 2 or num_cells & (num_cells - 1):
+    raise ValueError(f'halving.num_cells={num_cells} is not a power of two')
+  every = max(1, num_updates // num_cells.bit_length())
+
+  def init(key):
+    first = space_lib.sample(space, key, num_cells)
+    return {'tokens': space_lib.encode(space, first),
+            'alive': jnp.ones(num_cells, bool),
+            'total': jnp.zeros(num_cells), 'count': jnp.zeros(num_cells),
+            'updates': jnp.int32(0)}
+
+  def sample(state, key, num):
+    share = state['alive'] / state['alive'].sum()
+    return state['tokens'][jax.random.choice(key, num_cells, (num,), p=share)]
+
+  def cut(state):
+    mean = state['total'] / jnp.maximum(state['count'], 1)
+    mean = jnp.where(state['alive'] & (state['count'] > 0), mean, jnp.inf)
+    keep = jnp.maximum(state['alive'].sum() // 2, 1)
+    alive = jnp.zeros(num_cells, bool).at[jnp.argsort(mean)].set(
+        jnp.arange(num_cells) < keep)
+    blank = jnp.zeros(num_cells)
+    return state | {'alive': alive, 'total': blank, 'count': blank}
+
+  def update(state, key, supernet):
+    # Those evaluated least often come next, the dead never.
+    order = jnp.argsort(jnp.where(state['alive'], state['count'], jnp.inf))
+    chosen = order[jnp.arange(num_evaluated) % state['alive'].sum()]
+    losses = supernet.losses(state['tokens'][chosen], key)
+    bad = ~jnp.isfinite(losses)
+    state = state | {
+        'total': state['total'].at[chosen].add(jnp.where(bad, 1e6, losses)),
+        'count': state['count'].at[chosen].add(1.0),
+        'updates': state['updates'] + 1}
+    state = jax.lax.cond(
+        state['updates'] % every == 0, cut, lambda state: state, state)
+    return state, {'valid_loss': _finite_mean(losses),
+                   'cells_left': state['alive'].sum().astype(jnp.float32)}
+
+  return Strategy(init, sample, update)
+
+
+def differentiable(
+    space: space_lib.Space, tx: optax.GradientTransformation,
+    discretise: Callable[[jax.Array], jax.Array],
+) -> Strategy:
+  """First-order DARTS: the gradient of the mixture's validation loss.
+
+  Args:
+    space: of the cells.
+    tx: of alpha; DARTS has Adam 3e-3, weight decay 1e-3.
+    discretise: alpha -> tokens [S].
+  """
+  shape = (space.num_decisions, int(space.num_options.max()))
+
+  def init(key):
+    alpha = 1e-3 * jax.random.normal(key, shape)
+    return {'alpha': alpha, 'opt_state': tx.init(alpha)}
+
+  def sample(state, key, num):
+    del key  # There is one cell.
+    tokens = discretise(state['alpha'])
+    return jnp.broadcast_to(tokens, (num, *tokens.shape))
+
+  def update(state, key, supernet):
+    loss, grad = jax.value_and_grad(supernet.relaxed)(state['alpha'], key)
+    updates, opt_state = tx.update(grad, state['opt_state'], state['alpha'])
+    alpha = optax.apply_updates(state['alpha'], updates)
+    return {'alpha': alpha, 'opt_state': opt_state}, {'valid_loss': loss}
+
+  return Strategy(init, sample, update, relax=lambda state: state['alpha'])
