@@ -104,16 +104,17 @@ def _change(config, variant):
 
 
 def _make_tiny(config):
-  config.declared.update(dict(num_classes=4, num_train=16, shape=(8, 8, 3)))
+  config.declared.update(dict(num_classes=4, num_train=32, shape=(8, 8, 3)))
   small = dict(
-      model_channels=32, channel_mult=(1, 2), num_blocks=1,
-      attention_resolutions=(4,))
+      model_channels=32, channel_mult=(1,), num_blocks=1,
+      attention_resolutions=())
   config.teacher.network.update(small)
   smaller = config.students.network != ADM
   config.students.network.update(
       small | (dict(model_channels=16) if smaller else {}))
   for stage in (config.teacher, config.score_matching, config.students):
     stage.num_steps, stage.batch_size = 2, 8
-  config.adm.num_steps = config.teacher.sampler_steps = 2
+  config.students.ratio = config.adm.num_steps = 2
+  config.teacher.sampler_steps = 2
   config.num_students = min(config.num_students, 2)
   config.log_every_steps, config.checkpoint_every_steps = 1, 2
