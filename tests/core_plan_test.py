@@ -38,12 +38,19 @@ def test_a_convolution_counts_its_window_at_each_pixel():
 
 
 def test_a_gradient_counts_both_of_its_products():
-  loss = lambda w, x: jnp.sum(x @ w)
+  loss = lambda w, x: jnp.sum(jnp.square(x @ w))
   assert count(jax.grad(loss, (0, 1)), (3, 5), (2, 3)) == 3 * 2 * 2 * 3 * 5
 
 
 def test_the_branches_of_a_cond_count_as_the_dearest():
   f = lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: x @ x, lambda x: x, x)
+  assert count(f, (3, 3)) == 2 * 27
+
+
+def test_what_nothing_reads_does_not_count():
+  def f(x):
+    x @ x  # noqa: B018
+    return x @ x
   assert count(f, (3, 3)) == 2 * 27
 
 
