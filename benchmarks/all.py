@@ -14,10 +14,11 @@ from typing import Any
 from benchmarks import harness
 from benchmarks import link
 from benchmarks import msd
+from benchmarks import nas
 from benchmarks import stn
 
 # Each has cases(quick) -> benchmark -> size -> harness.Case.
-MODULES = (msd, stn, link)
+MODULES = (msd, stn, nas, link)
 
 
 def parse() -> argparse.Namespace:

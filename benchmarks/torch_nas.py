@@ -1,10 +1,11 @@
 """The child network of architecture search in plain eager PyTorch.
 
 A cell is lists of integers and names, and its graph is built anew for each.
-Weights come as a dict of our names and shapes; the first architecture search
-in PyTorch holds a linear layer per edge and gate instead (`split`).
+Weights come as a dict of our names and shapes. The first architecture search
+in PyTorch holds two linear layers per edge instead: `linears`.
 """
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -16,16 +17,31 @@ ACTIVATIONS = {
 }
 
 
-def split(params):
-  """Each matrix [H, 2H] as two [H, H], those of linear layers."""
-  width = params['w0'].shape[0] // 2
-  halves = lambda w: tuple(
-      half.T.contiguous() for half in w.split(width, dim=1))
-  inputs, recurrent = params['w0'].split(width)
+def parameters(arrays, linears=False):
+  """Numpy arrays by our names -> leaves of torch, those of edges apart.
+
+  One tensor for all edges would get a gradient of its size at every use.
+  """
+  leaf = lambda x: torch.tensor(x).requires_grad_()
+  width = arrays['w0'].shape[0] // 2
+  params = {k: leaf(arrays[k]) for k in ('embedding', 'bias')}
+  if not linears:
+    return params | {'w0': leaf(arrays['w0']), 'b0': leaf(arrays['b0']),
+                     'w': [leaf(w) for w in arrays['w']]}
+  halves = lambda w: [leaf(half.T.copy()) for half in np.split(w, 2, axis=1)]
   return params | {
-      'inputs': halves(inputs), 'recurrent': halves(recurrent),
-      'biases': params['b0'].split(width),
-      'edges': [halves(w) for w in params['w']]}
+      'inputs': halves(arrays['w0'][:width]),
+      'recurrent': halves(arrays['w0'][width:]),
+      'biases': [leaf(b) for b in np.split(arrays['b0'], 2)],
+      'edges': [halves(w) for w in arrays['w']]}
+
+
+def leaves(params):
+  """All tensors of nested lists."""
+  if isinstance(params, torch.Tensor):
+    return [params]
+  values = params.values() if isinstance(params, dict) else params
+  return [leaf for value in values for leaf in leaves(value)]
 
 
 def edge(target, source):
@@ -117,3 +133,60 @@ def negative_log_likelihood(params, prev, names, tokens, h, **settings):
   z = F.linear(y.flatten(0, 1), params['embedding'], params['bias'])
   nll = F.cross_entropy(z, tokens[1:].flatten(), reduction='none')
   return nll.view(tokens[1:].shape), h
+
+
+def update(optimizer, params, prev, names, tokens, h, max_norm, linears):
+  """One update of the weights that the cell uses."""
+  optimizer.zero_grad(set_to_none=True)
+  nll, h = negative_log_likelihood(
+      params, prev, names, tokens, h, linears=linears)
+  nll.mean().backward()
+  torch.nn.utils.clip_grad_norm_(leaves(params), max_norm)
+  optimizer.step()
+  return h.detach()
+
+
+class Controller(torch.nn.Module):
+  """ENAS' policy: an LSTM cell, a linear head for each decision."""
+
+  def __init__(self, num_options, num_acts, hidden_size):
+    super().__init__()
+    self.num_options, self.num_acts = num_options, num_acts
+    self.embedding = torch.nn.Embedding(
+        num_acts + max(num_options), hidden_size)
+    self.lstm = torch.nn.LSTMCell(hidden_size, hidden_size)
+    self.heads = torch.nn.ModuleList(
+        torch.nn.Linear(hidden_size, k) for k in num_options)
+
+  def forward(self):
+    """Tokens of a drawn cell, its log-probability and its entropy, nats."""
+    x = torch.zeros(1, self.lstm.hidden_size)
+    state, tokens, log_prob, entropy = (x, x), [], 0.0, 0.0
+    for t, head in enumerate(self.heads):
+      state = self.lstm(x, state)
+      logits = 2.5 * torch.tanh(head(state[0]) / 5.0)
+      policy = torch.distributions.Categorical(logits=logits)
+      token = policy.sample()
+      log_prob = log_prob + policy.log_prob(token)
+      entropy = entropy + policy.entropy()
+      x = self.embedding(token + self.num_acts * (t % 2))
+      tokens.append(int(token))
+    return tokens, log_prob, entropy
+
+
+def reinforce(
+    controller, optimizer, params, names, tokens, h, linears, baseline
+):
+  """One update of the controller by one cell; the new baseline."""
+  found, log_prob, entropy = controller()
+  prev = [0, *found[1::2]]
+  acts = [names[a] for a in found[::2]]
+  with torch.no_grad():
+    nll, _ = negative_log_likelihood(
+        params, prev, acts, tokens, h, linears=linears)
+    reward = 80.0 / nll.mean().exp().item()
+  optimizer.zero_grad(set_to_none=True)
+  loss = -log_prob * (reward - baseline) - 1e-4 * entropy
+  loss.sum().backward()
+  optimizer.step()
+  return 0.95 * baseline + 0.05 * reward

@@ -19,12 +19,16 @@ def get_config(variant=''):
   config.rules = ''  # a file of rules; '': those that come with the package
   config.only_rules = ()  # names; (): all
 
+  # 'facts', 'http', or 'lm': a name or folder of weights, run here.
   config.knowledge = ml_collections.ConfigDict(dict(
-      kind='facts', guess_share=0.25, parser='tolerant', http=dict(
+      kind='facts', guess_share=0.25, parser='tolerant', lm=dict(
+          model='smollm2', mode='choose', pool_size=64, temperature=1.,
+          top_p=1., max_new_tokens=128), http=dict(
           base_url='', model='', key_variable='OPENAI_API_KEY',
           temperature=0.7, top_p=1., max_tokens=512, max_bad_answers=3,
           in_words=False, timeout_seconds=60.)))
-  # 'yes-no:smollm2' asks a language model; the first that knows decides.
+  # 'yes-no:smollm2' asks a language model, 'nli:FOLDER' one of inference; the
+  # first that knows decides.
   config.critic = ml_collections.ConfigDict(dict(
       kinds=('facts',), start_percent=85, step_percent=5, lowest_percent=65,
       moving=False))  # moving: LINK's thresholds, for probabilities
@@ -37,14 +41,21 @@ def get_config(variant=''):
       order='auto', norm='mean', beam_size=100, num_calls=1,
       values_per_call=8, first_values_per_call=100, patience_calls=2,
       factual_votes=2, factual_agreeing=2, quantile=0.25, rouge_weight=3.,
-      target_per_split=12, max_repeats=2))
+      target_per_split=12, max_repeats=2,
+      # Values asked for of a rule, in rounds, until its splits are full; 0: one
+      # round. A rule that stays short: 'keep', 'drop', or 'stop'.
+      max_candidates=0, on_exhausted='keep'))
   config.selector = 'quantile'
   config.compare = ('compat75', 'length_matched')  # measured beside it
   config.measure = ml_collections.ConfigDict(dict(
       num_resamples=9999, bin_nats=0.1))
 
-  # Limits of the whole run; 0: none. They change no statement, so a run may go
-  # on with others.
+  # Rules spread over so many processes by Ray, of this machine or of the
+  # cluster at an address ('auto', 'ray://HOST:PORT'); 0: one after another.
+  # This changes no statement, nor do limits.
+  config.spread = ml_collections.ConfigDict(dict(workers=0, address=''))
+
+  # Limits of the whole run; 0: none. A run may go on with others.
   config.limits = ml_collections.ConfigDict(dict(
       max_calls=0, max_tokens=0, max_cost=0., prompt_price=0.,
       completion_price=0., concurrency=8, calls_per_second=10.,

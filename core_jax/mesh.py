@@ -126,6 +126,17 @@ def map_students(update: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
   return mapped
 
 
+def vary_like(tree: Any, reference: jax.Array) -> Any:
+  """`tree` on every device of the axes along which `reference` differs.
+
+  What is the same for all students must say so where a scan carries it on
+  beside what is not.
+  """
+  axes = tuple(jax.typeof(reference).manual_axis_type.varying)
+  cast = lambda x: jax.lax.pcast(x, axes, to='varying')
+  return jax.tree.map(cast, tree) if axes else tree
+
+
 def compile_step(
     step: Callable[..., Any], mesh: Mesh, state_spec: Any,
     frozen_spec: Any = _EVERYWHERE,

@@ -33,7 +33,7 @@ def of_rule(rule: rules_lib.Rule, config: ml_collections.ConfigDict) -> Bound:
   generic = rules_lib.generic_bindings(rule)
   variables = [name for name in order if name not in generic]
   tries = 1 + config.knowledge.http.max_bad_answers
-  questions, prompt, parents = 0, 0, 1
+  questions, prompt, parents, longest = 0, 0, 1, 0
   for i, name in enumerate(variables):
     calls = (s.factual_votes if rule.variable(name).role == 'factual'
              else s.num_calls)
@@ -46,15 +46,27 @@ def of_rule(rule: rules_lib.Rule, config: ml_collections.ConfigDict) -> Bound:
     text = http_model.prompt_of(query, config.knowledge.http.in_words)
     # Values of the calls before stand in the list of what is not wanted.
     avoided = (calls - 1) / 2 * per_call * (LONGEST_VALUE_BYTES + 2)
-    prompt += math.ceil(asked * tries * (client_lib.prompt_bound(
-        {'prompt': text}) + avoided + 64))
+    tokens = client_lib.prompt_bound({'prompt': text}) + avoided + 64
+    prompt += math.ceil(asked * tries * tokens)
+    longest = max(longest, tokens)
     grown = parents * calls * per_call
     parents = grown if i == 0 else min(grown, s.beam_size)
+  if s.max_candidates:  # Rounds go on, and each question asks for some.
+    questions = _questions(rule, config)
+    prompt = math.ceil(questions * tries * longest)
   if not http:
     return Bound(questions, 0, 0, 0)
   calls = questions * tries
   return Bound(questions, calls, prompt,
                calls * config.knowledge.http.max_tokens)
+
+
+def _questions(rule, config):
+  """At most, where values are asked for until `max_candidates` are."""
+  s = config.search
+  factual = any(v.role == 'factual' for v in rule.variables)
+  fewest = 1 if factual else min(s.first_values_per_call, s.values_per_call)
+  return math.ceil(s.max_candidates / fewest)
 
 
 def of_run(config: ml_collections.ConfigDict) -> Bound:
@@ -90,6 +102,7 @@ def show(config: ml_collections.ConfigDict, target: Any = None) -> str:
         f'prompts and {bound.completion_tokens:,} of answers, cost '
         f'{cost:,.2f}; limits: {", ".join(held) or "none"}')
   else:
-    lines.append(f'at most {bound.questions:,} questions to the embedded '
-                 'facts; no call, no cost')
+    asked = {'facts': 'the embedded facts', 'lm': config.knowledge.lm.model}
+    lines.append(f'at most {bound.questions:,} questions to '
+                 f'{asked[config.knowledge.kind]}; no call, no cost')
   return '\n'.join(lines)

@@ -7,6 +7,7 @@ one call go out together, so that a model can answer them side by side.
 from collections import Counter
 from collections.abc import Sequence
 import dataclasses
+import math
 from typing import Any
 from typing import NamedTuple
 
@@ -44,6 +45,23 @@ class Asking:
 
 
 @dataclasses.dataclass
+class Budget:
+  """How many values may still be asked for."""
+  most: float = math.inf
+  taken: int = 0
+
+  @property
+  def left(self) -> float:
+    return self.most - self.taken
+
+  def take(self, n: int) -> int:
+    """As many of n as are left."""
+    taken = int(min(n, self.left))
+    self.taken += taken
+    return taken
+
+
+@dataclasses.dataclass
 class _Parent:
   """What is known of one parent's values while it asks."""
   beam: Partial
@@ -63,17 +81,20 @@ class Expander:
 
   def __call__(
       self, rule: rules.Rule, variable: str, beams: Sequence[Partial],
-      first: bool, funnel: Counter) -> list[Partial]:
-    """All accepted children of the beams; counts go to the funnel."""
+      funnel: Counter, budget: Budget, number: int) -> list[Partial]:
+    """All accepted children of the beams; counts go to the funnel.
+
+    `number` is the round's: its calls are others than those before.
+    """
     parents = [_Parent(b, self.thresholds.first_fact) for b in beams]
     if rule.variable(variable).role == 'factual':
-      self._ask_factual(rule, variable, parents, funnel)
+      self._ask_factual(rule, variable, parents, funnel, budget, number)
     else:
       for call in range(self.asking.num_calls):
         active = [p for p in parents
                   if p.dry_calls < self.asking.patience_calls]
-        if active:
-          self._ask(rule, variable, active, call, first, funnel)
+        self._ask(rule, variable, active, funnel, budget,
+                  number * self.asking.num_calls + call)
     children = [
         child for parent in parents for child in parent.children.values()
         if critic_lib.passes(critic_lib.accumulated(child.fact_ps),
@@ -86,11 +107,16 @@ class Expander:
         rule, variable, parent.beam.bindings, n, call, self.asking.seed,
         tuple(parent.children), tuple(parent.rejected))
 
-  def _ask(self, rule, variable, parents, call, first, funnel):
+  def _ask(self, rule, variable, parents, funnel, budget, call):
+    first = parents and len(parents[0].beam.bindings) == len(rule.generics)
     n = (self.asking.first_values_per_call if first
          else self.asking.values_per_call)
+    asked = [(p, k) for p in parents if (k := budget.take(n))]
+    if not asked:
+      return
+    parents = [p for p, _ in asked]
     replies = self.knowledge.propose(
-        [self._query(rule, variable, p, call, n) for p in parents])
+        [self._query(rule, variable, p, call, k) for p, k in asked])
     fresh = []
     for parent, reply in zip(parents, replies, strict=True):
       taken = {*parent.children, *parent.rejected,
@@ -158,10 +184,11 @@ class Expander:
       parent.rejected += [v for v in found if v not in kept]
       parent.dry_calls = 0 if kept else parent.dry_calls + 1
 
-  def _ask_factual(self, rule, variable, parents, funnel):
+  def _ask_factual(self, rule, variable, parents, funnel, budget, number):
     """One right value: what the model says again, unless a critic denies it."""
-    votes = []
-    for call in range(self.asking.factual_votes):
+    votes, count = [], self.asking.factual_votes
+    parents = [p for p in parents if budget.take(count) == count]
+    for call in range(number * count, (number + 1) * count):
       replies = self.knowledge.propose(
           [self._query(rule, variable, p, call, 1) for p in parents])
       funnel['proposed'] += sum(map(len, replies))

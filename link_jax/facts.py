@@ -79,9 +79,23 @@ def embedded() -> Facts:
   return read(DATA / 'facts.tsv.gz')
 
 
+def _synsets():
+  """(source, its words, pointers, definition) of WordNet's synsets."""
+  text = gzip.decompress((DATA / 'wordnet.tsv.gz').read_bytes()).decode()
+  return (line.split('\t') for line in text.splitlines())
+
+
 @functools.lru_cache(maxsize=1)
 def glosses() -> Mapping[str, str]:
   """Source of a WordNet fact -> the definition that it stands in."""
-  text = gzip.decompress((DATA / 'wordnet.tsv.gz').read_bytes()).decode()
-  rows = (line.split('\t') for line in text.splitlines())
-  return {source: definition for source, _, _, definition in rows}
+  return {source: definition for source, _, _, definition in _synsets()}
+
+
+@functools.lru_cache(maxsize=1)
+def definitions() -> Mapping[str, tuple[str, ...]]:
+  """A word -> the definitions of its senses."""
+  found = {}
+  for _, words, _, definition in _synsets():
+    for word in words.split('|'):
+      found.setdefault(word, []).append(definition)
+  return {word: tuple(senses) for word, senses in found.items()}

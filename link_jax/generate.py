@@ -15,14 +15,12 @@ import ml_collections
 
 from core_jax import folder
 from link_jax import cache as cache_lib
-from link_jax import facts as facts_lib
 from link_jax import journal as journal_lib
-from link_jax import rules as rules_lib
-from link_jax import search
+from link_jax import statements as statements_lib
 from link_jax import tools as tools_lib
+from link_jax.statements import Statement
 
 OnEvent = Callable[[dict[str, Any]], None]
-Statement = dict[str, Any]
 
 
 class Stopped(Exception):
@@ -31,6 +29,10 @@ class Stopped(Exception):
   def __init__(self, signal_number: int):
     super().__init__('stopped')
     self.signal_number = signal_number
+
+
+class NothingFound(ValueError):
+  """No rule gave a statement; the message says where candidates were lost."""
 
 
 def generate(
@@ -48,6 +50,9 @@ def generate(
   Returns:
     Selector -> its statements, of which those of `config.selector` are in the
     file (without any that both of its splits have).
+
+  Raises:
+    NothingFound: not one statement came of it.
   """
   config = tools_lib.resolved(config)
   tools_lib.check(config)
@@ -64,9 +69,9 @@ def generate(
 
 
 def identity(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """The config without what changes no statement: its limits."""
+  """The config without what changes no statement."""
   fields = config.to_dict()
-  del fields['limits']
+  del fields['limits'], fields['spread']
   return ml_collections.ConfigDict(fields)
 
 
@@ -79,13 +84,20 @@ def _run(config, path, rules, tools, journal, on_event, stop):
       raise Stopped(stop.received)
 
   _check_same(config, path, rules, tools, journal, emit)
+  kinds = tuple(dict.fromkeys((config.selector, *config.compare)))
+  if config.spread.workers:  # After it, all is in the journal.
+    from link_jax import spread
+    spread.fill(config, rules, kinds, tools.fingerprints(), journal, emit)
   found = {}
-  for kind in dict.fromkeys((config.selector, *config.compare)):
+  for kind in kinds:
     by = tools_lib.search_of(config, tools, kind)
     found[kind] = []
     for rule in rules.values():
-      found[kind] += _of_rule(config, rule, kind, by, tools, journal, emit)
+      found[kind] += statements_lib.of_rule(
+          config, rule, kind, by, tools, journal, emit)
   written = [s for s in found[config.selector] if not s['shared']]
+  if not written:
+    raise NothingFound(_lost(journal, config.selector))
   lines = [json.dumps(_public(s), ensure_ascii=False) for s in written]
   folder.write_text(
       path / 'statements.jsonl', ''.join(line + '\n' for line in lines))
@@ -110,83 +122,19 @@ def _check_same(config, path, rules, tools, journal, emit):
         'since. Give another --workdir')
 
 
-def _of_rule(config, rule, kind, by, tools, journal, emit):
-  """A rule's statements with their likelihoods, from the journal or made."""
-  done = journal.find(event='rule', rule=rule.name, selector=kind)
-  if done is None:
-    def on_step(event):
-      emit(event | {'selector': kind})
-    result = search.search(rule, by, on_step)
-    statements = [
-        _statement(rule, split, found, tools)
-        for split, ones in result.found.items() for found in ones]
-    done = {'event': 'rule', 'rule': rule.name, 'selector': kind,
-            'statements': statements, 'funnel': result.funnel}
-    emit(done)
-  scores = {name: _scores(config, rule, kind, name, done['statements'], tools,
-                          journal, emit) for name in tools.scorers}
-  return [
-      s | {'likelihoods': [
-          {'scorer': name, **rows[i]} for name, rows in scores.items()
-          if rows[i]]}
-      for i, s in enumerate(done['statements'])]
-
-
-def _scores(config, rule, kind, name, statements, tools, journal, emit):
-  """A row of numbers for each statement, or None where it is not scored."""
-  key = {'event': 'scores', 'rule': rule.name, 'selector': kind,
-         'scorer': name}
-  done = journal.find(**key)
-  if done is None:
-    chosen = _chosen(config, name, statements)
-    texts = [_text(rule, statements[i]) for i in chosen]
-    rows = [None] * len(statements)
-    if texts:
-      for i, one in zip(chosen, tools.scorers[name].score(texts), strict=True):
-        rows[i] = one._asdict()
-    done = key | {'rows': rows}
-    emit(done)
-  return done['rows']
-
-
-def _chosen(config, name, statements):
-  """All; of a slow language model the first of each split."""
-  if name != config.language_model:
-    return list(range(len(statements)))
-  return [i for split in search.SPLITS for i in [
-      i for i, s in enumerate(statements)
-      if s['split'] == split][:config.language_model_per_split]]
-
-
-def _text(rule, statement):
-  bindings = {b['variable']: b['value'] for b in statement['bindings']}
-  return search.text_of(rule, bindings, statement['bindings'][-1]['variable'])
-
-
-def _statement(rule, split, found, tools):
-  """What the file says of a statement, but for its likelihoods."""
-  bindings = dict(found.beam.bindings)
-  glosses = (facts_lib.glosses() if any(
-      source.startswith('wordnet') for e in found.beam.evidence
-      for source in e.sources) else {})
-  return {
-      'id': hashlib.sha256(
-          f'{rule.name}\0{found.statement}'.encode()).hexdigest()[:16],
-      'rule': rule.name, 'domain': rule.domain, 'split': split,
-      'bindings': [{'variable': name, 'value': value}
-                   for name, value in found.beam.bindings],
-      'premise': rules_lib.premise(rule, bindings),
-      'conclusion': rules_lib.verbalise(rule.conclusion.template, bindings),
-      'statement': found.statement,
-      'full_statement': rules_lib.conjunction(rule.predicates, bindings),
-      'label': True, 'positive': rule.positive,
-      'evidence': [
-          {'claim': e.claim, 'p': e.p, 'sources': list(e.sources),
-           'texts': [glosses[s] for s in e.sources if s in glosses]}
-          for e in found.beam.evidence],
-      'checked': 'facts' if found.beam.fact_ps else 'types only',
-      'rank_score': found.score, 'shared': found.shared,
-      'provenance': tools.knowledge.name}
+def _lost(journal, selector):
+  rows = _funnel(journal, selector)
+  total = lambda name: sum(row[name] for row in rows)
+  if not total('proposed'):
+    return ('no statement: the knowledge model proposed no value in any form '
+            'that is known (a JSON list, numbered lines, lines). Look at its '
+            'answers in cache.sqlite, if it is an endpoint, and choose '
+            'another model or knowledge.parser')
+  return (f'no statement: of {total("proposed")} values proposed, both splits '
+          f'counted, {total("typed")} had the right datatype and '
+          f'{total("factual")} true facts, and the critic left '
+          f'{total("abstained")} open. Ask for more (search.values_per_call, '
+          'search.max_candidates) or give critic.kinds one that knows')
 
 
 def _public(statement):
@@ -197,6 +145,10 @@ def read_funnel(path: pathlib.Path, selector: str) -> list[dict[str, Any]]:
   """The counts of a run's steps."""
   journal = journal_lib.Journal(path / 'journal.jsonl')
   journal.close()
+  return _funnel(journal, selector)
+
+
+def _funnel(journal, selector):
   return [row for event in journal.events
           if event['event'] == 'rule' and event['selector'] == selector
           for row in event['funnel']]

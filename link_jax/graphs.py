@@ -32,7 +32,11 @@ def _constraints(rule):
 
 
 def check(rule: rules_lib.Rule) -> None:
-  """Raises RuleError, with the rule's name, for a graph that is no chain."""
+  """Raises RuleError, with the rule's name, for what cannot be searched.
+
+  Constraints may branch, but not go round: the last value of a circle would
+  have to fit two that were found apart.
+  """
   def fail(field, message):
     raise rules_lib.RuleError(f'rule {rule.name!r}, {field}: {message}')
 
@@ -53,12 +57,6 @@ def check(rule: rules_lib.Rule) -> None:
   if cycle:
     fail('premise_map', f'the constraints go round in a circle: '
          f'{" - ".join((*cycle, cycle[0]))}; leave one of them out')
-  start = _chain_start(rule)
-  for name, degree in constraints.degree:
-    if degree > 2 or (name == start and degree > 1):
-      fail('premise_map', f'the constraints branch at {name}, which is in '
-           f'{degree} of them; they must form a chain that starts at the '
-           f"conclusion's {start}")
   graph = rule_graph(rule)
   apart = set(graph) - nx.node_connected_component(graph, rule.generics[0])
   if apart:
@@ -66,36 +64,44 @@ def check(rule: rules_lib.Rule) -> None:
          'predicate')
 
 
-def _chain_start(rule):
-  """The last variable of the conclusion that is no generic, or a generic."""
-  others = [a for a in rule.conclusion.arguments if a not in rule.generics]
-  return others[-1] if others else rule.conclusion.arguments[-1]
-
-
 def search_order(
     rule: rules_lib.Rule, order: str = 'auto') -> tuple[str, ...]:
   """All variables, generics first.
 
-  Conclusion first: the conclusion's variables, then the chain of constraints
-  that starts there, then the rest as declared. Premise first: the same,
-  backwards. 'auto' takes the first where a variable is factual, for its one
-  value must follow from others, and the second elsewhere.
+  Conclusion first: the conclusion's variables, then the constraints that start
+  there, then the rest as declared. Premise first: the same, backwards. 'auto'
+  takes the first where a variable is factual, for its one value must follow
+  from others, and the second elsewhere.
+
+  That is the published code's order of a chain. Where constraints branch, a
+  variable waits until one that it is joined to has a value.
   """
   if order not in ORDERS:
     raise ValueError(f'order {order!r} is not known; there are {ORDERS}')
   generics = [
       *(a for a in rule.conclusion.arguments if a in rule.generics),
       *(g for g in rule.generics if g not in rule.conclusion.arguments)]
-  found = [a for a in rule.conclusion.arguments if a not in rule.generics]
+  wanted = [a for a in rule.conclusion.arguments if a not in rule.generics]
   constraints = _constraints(rule)
-  if found and found[-1] in constraints:
-    found += [v for v in nx.dfs_preorder_nodes(constraints, found[-1])
-              if v not in found]
-  found += [v.name for v in rule.variables if v.name not in found + generics]
+  if wanted and wanted[-1] in constraints:
+    wanted += [v for v in nx.dfs_preorder_nodes(constraints, wanted[-1])
+               if v not in wanted]
+  wanted += [
+      v.name for v in rule.variables if v.name not in wanted + generics]
   factual = any(v.role == 'factual' for v in rule.variables)
   if order == 'premise_first' or (order == 'auto' and not factual):
-    found.reverse()
-  return (*generics, *found)
+    wanted.reverse()
+  found = generics
+  while wanted:  # min takes the first of equals.
+    found.append(min(wanted, key=lambda v: _distance(rule, v, found)))
+    wanted.remove(found[-1])
+  return tuple(found)
+
+
+def _distance(rule, variable, searched):
+  """0 where a fact joins it to searched variables, 2 where nothing does."""
+  kinds = [p.kind for p in prompt_predicates(rule, variable, searched)]
+  return 0 if 'constraint' in kinds else 1 if kinds else 2
 
 
 def prompt_predicates(

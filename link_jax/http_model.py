@@ -8,7 +8,10 @@ from collections.abc import Sequence
 import dataclasses
 import hashlib
 
+import numpy as np
+
 from link_jax import client as client_lib
+from link_jax import entailment
 from link_jax import knowledge as knowledge_lib
 from link_jax import rules
 from link_jax.likelihood import Likelihood
@@ -93,6 +96,32 @@ def _content(body):
     return body['choices'][0]['message']['content'] or ''
   except (KeyError, TypeError, IndexError):
     return ''
+
+
+class HttpAnswers:
+  """Answers by an endpoint's word: the one that its reply begins with has the
+  probability 1, and if there is none all have 0."""
+
+  def __init__(self, client: client_lib.Client, model: str):
+    self.name, self.fingerprint = f'http {model}', f'{VERSION} {model}'
+    self._client, self._model = client, model
+
+  def answer_probabilities(
+      self, prompts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+    """[prompts, answers], of an answer's words without the space before."""
+    words = [answer.strip() for answer in answers]
+    replies = self._client.ask('chat/completions', [
+        client_lib.Request({
+            'model': self._model, 'temperature': 0, 'max_tokens': 16,
+            'messages': [{'role': 'user', 'content':
+                          f'{prompt} (one word: {" or ".join(words)})'}],
+        }, 'answer') for prompt in prompts])
+    found = np.zeros((len(prompts), len(words)))
+    for row, reply in zip(found, replies, strict=True):
+      said = entailment.read_answer(_content(reply.body), words)
+      if said is not None:
+        row[said] = 1.
+    return found
 
 
 class HttpScorer:

@@ -1,5 +1,6 @@
 """What a run has done, a line an event, on disk before the next begins."""
 
+from collections.abc import Iterable
 from collections.abc import Iterator
 import json
 import os
@@ -11,13 +12,28 @@ class JournalError(ValueError):
   """The journal is of another run, or damaged; the message says how."""
 
 
-class Journal:
+class Events:
+  """What has been done, in memory."""
+
+  def __init__(self, events: Iterable[dict[str, Any]] = ()):
+    self.events = list(events)
+
+  def append(self, event: dict[str, Any]) -> None:
+    self.events.append(event)
+
+  def find(self, **fields: Any) -> dict[str, Any] | None:
+    """The first event with these fields."""
+    return next((e for e in self.events if all(
+        e.get(name) == value for name, value in fields.items())), None)
+
+
+class Journal(Events):
   """`journal.jsonl`: append-only. A last line that was cut short by a kill is
   dropped on opening; a damaged line before it is an error."""
 
   def __init__(self, path: pathlib.Path):
+    super().__init__(_read(path))
     self.path = path
-    self.events = list(_read(path))
     self._file = path.open('ab')
 
   def append(self, event: dict[str, Any]) -> None:
@@ -25,12 +41,7 @@ class Journal:
     self._file.write(line.encode())
     self._file.flush()
     os.fsync(self._file.fileno())
-    self.events.append(event)
-
-  def find(self, **fields: Any) -> dict[str, Any] | None:
-    """The first event with these fields."""
-    return next((e for e in self.events if all(
-        e.get(name) == value for name, value in fields.items())), None)
+    super().append(event)
 
   def close(self) -> None:
     self._file.close()

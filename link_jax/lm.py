@@ -20,6 +20,7 @@ Biases are GPT-2's; a norm without one is RMSNorm.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
 from typing import NamedTuple
 
@@ -27,8 +28,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-VOCABULARY_CHUNK = 4096  # logits of so many words at a time
-BLOCK = 64  # queries whose keys end at the same place
+VOCABULARY_CHUNK = 1024  # logits of so many words at a time
+BLOCK = 64  # queries that look at the same keys, see Blocks
 # TPUs and GPUs would round the factors of a product to fewer bits.
 float32_products = jax.default_matmul_precision('float32')
 HIDDEN = -1e30  # added to scores of keys out of sight; exp gives exactly 0
@@ -64,6 +65,17 @@ class Cache(NamedTuple):
   values: jax.Array
 
 
+class Blocks(NamedTuple):
+  """Who sees whom where tokens see few of those before them.
+
+  BLOCK queries after another look at `before` and at themselves: what they
+  have to be given grows with T and not with its square.
+  """
+
+  before: jax.Array  # int32 [B, T / BLOCK, M], places of keys
+  visible: jax.Array  # bool [B, T / BLOCK, BLOCK, M + BLOCK]
+
+
 def empty_cache(config: Config, num_rows: int, length: int) -> Cache:
   """Zeros for `num_rows` rows of `length` tokens."""
   shape = (config.num_layers, num_rows, length, config.num_kv_heads,
@@ -84,7 +96,7 @@ def hidden(
     config: Config,
     tokens: jax.Array,
     positions: jax.Array,
-    visible: jax.Array,
+    visible: jax.Array | Blocks,
     cache: Cache | None = None,
     start: jax.Array | int = 0,
 ) -> tuple[jax.Array, Cache | None]:
@@ -95,25 +107,24 @@ def hidden(
     config: of the model.
     tokens: int32 [B, T].
     positions: int32 [B, T], each under `config.context`.
-    visible: bool [B, T, S], which keys a token sees. Without a cache S = T,
-      and no token sees those after it.
+    visible: bool [B, T, S], which keys a token sees, S = T without a cache;
+      or Blocks, without a cache.
     cache: of S tokens, into which these T are written.
     start: where in the cache they go.
 
   Returns:
     [B, T, D] and the cache with these tokens in it.
   """
-  chex.assert_rank([tokens, visible], [2, 3])
+  chex.assert_rank([tokens, positions], 2)
   x = params['embedding'][tokens]
   if 'positions' in params:
     x += params['positions'][positions]
-  rotate = rotation(config, positions)
-  bias = jnp.where(visible, 0., HIDDEN)
+  rotate, look = rotation(config, positions), mixer(visible)
 
   def layer(x, inputs):
     p, past = inputs
     y, past = attention(
-        p, config, norm(p['attention_norm'], config, x), rotate, bias, past,
+        p, config, norm(p['attention_norm'], config, x), rotate, look, past,
         start)
     x = x + y
     return x + mlp(p, config, norm(p['mlp_norm'], config, x)), past
@@ -167,11 +178,11 @@ def attention(
     config: Config,
     x: jax.Array,
     rotate: Callable[[jax.Array], jax.Array],
-    bias: jax.Array,
+    look: Callable[..., jax.Array],
     past: Cache | None,
     start: jax.Array | int,
 ) -> tuple[jax.Array, Cache | None]:
-  """x [B, T, D], bias [B, T, S] -> [B, T, D], and this layer's cache."""
+  """x [B, T, D] -> [B, T, D], and this layer's cache; `look` of `mixer`."""
   num_rows, length = x.shape[:2]
   heads, kv, width = config.num_heads, config.num_kv_heads, config.head_width
   q, k, v = jnp.split(
@@ -179,18 +190,33 @@ def attention(
   q = rotate(q.reshape(num_rows, length, heads, width)) * width ** -0.5
   k = rotate(k.reshape(num_rows, length, kv, width))
   v = v.reshape(num_rows, length, kv, width)
-  if past is None:
-    # Nothing sees what comes after it: a block of queries needs no later keys.
-    mixed = jnp.concatenate([
-        mix(q[:, i:i + BLOCK], k[:, :i + BLOCK], v[:, :i + BLOCK],
-            bias[:, i:i + BLOCK, :i + BLOCK])
-        for i in range(0, length, BLOCK)], axis=1)
-  else:
+  if past is not None:
     k, v = past = Cache(*(
         jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=1)
         for old, new in zip(past, (k, v), strict=True)))
-    mixed = mix(q, k, v, bias)
-  return dense(p['out'], mixed), past
+  return dense(p['out'], look(q, k, v)), past
+
+
+def mixer(visible: jax.Array | Blocks) -> Callable[..., jax.Array]:
+  """(q, k, v) -> values mixed, for who sees whom; see `mix`."""
+  if not isinstance(visible, Blocks):
+    return functools.partial(mix, bias=jnp.where(visible, 0., HIDDEN))
+  bias = jnp.where(visible.visible, 0., HIDDEN)
+
+  def look(q, k, v):
+    num_rows, length = q.shape[:2]
+    # One gather is faster than two.
+    both = jnp.concatenate([k, v], axis=2).reshape(num_rows, length, -1)
+    before = jax.vmap(lambda row, places: row[places])(both, visible.before)
+    own = both.reshape(num_rows, -1, BLOCK, both.shape[-1])
+    keys = jnp.concatenate([before, own], axis=2)
+    k, v = jnp.split(
+        keys.reshape(-1, keys.shape[2], 2 * k.shape[2], k.shape[3]), 2, axis=2)
+    mixed = mix(q.reshape(-1, BLOCK, *q.shape[2:]), k, v,
+                bias.reshape(-1, BLOCK, keys.shape[2]))
+    return mixed.reshape(num_rows, length, -1)
+
+  return look
 
 
 def mix(

@@ -9,7 +9,6 @@ padding.
 """
 
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Sequence
 import dataclasses
 import itertools
@@ -17,6 +16,7 @@ import pathlib
 from typing import Any
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -30,9 +30,8 @@ from link_jax import weights
 from link_jax.likelihood import Likelihood
 from link_jax.likelihood import Text
 
-SHORTEST, ROW = 64, 512  # tokens; longer rows only for texts that need them
-TOKENS_PER_CALL = 2048  # on each device
-OPEN_ROWS = 16  # the last rows, in whose gaps a text may go
+SHORTEST, ROW = 64, 2048  # tokens; longer rows only for texts that need them
+STEP = 128  # Lengths between are multiples, so that programs are few.
 
 
 class Rows(NamedTuple):
@@ -63,8 +62,7 @@ class _OpenRow:
 
   def new_tokens(self, sequence, share):
     """How many places the sequence would take."""
-    shared = _num_shared(self.before, sequence[:-1]) if share else 0
-    return len(sequence) - 1 - shared
+    return _num_new(self.before, sequence, share)
 
   def add(self, sequence, share):
     """Adds a text; the places of its scores in [0, 2 T), first token's too."""
@@ -90,44 +88,68 @@ Path = tuple[int, np.ndarray]  # a text: its row, and the places of its scores
 
 
 def pack(
-    sequences: Sequence[Sequence[int]], length: int, share: bool = True
-) -> tuple[Rows, list[Path]]:
-  """Packs sequences into rows of `length` tokens.
+    sequences: Sequence[Sequence[int]], length: int, num_rows: int,
+    share: bool = True) -> tuple[Rows, list[Path | None]]:
+  """Packs what fits of sequences into rows of `length` tokens.
 
-  In lexicographic order each goes where it takes the least room: after the
-  text with which it shares its beginning, or into a gap of a row before.
+  Each goes where it takes the least room: after the text with which it shares
+  its beginning, or into a gap.
 
   Args:
-    sequences: token ids, two of them at least and `length` + 1 at most.
+    sequences: token ids, two of them at least; those that begin alike one
+      after another.
     length: T.
+    num_rows: R.
     share: whether common beginnings are stored once.
 
   Returns:
     The rows, and where the scores of each sequence are in [R, 2 T]: those of
-    `tokens`, then those of `last`.
+    `tokens`, then those of `last`; None for one that did not fit.
   """
-  rows: list[_OpenRow] = []
-  paths: list[Path] = [(0, np.zeros(0, int))] * len(sequences)
-  key = ((lambda i: tuple(sequences[i])) if share
-         else (lambda i: -len(sequences[i])))
-  for i in sorted(range(len(sequences)), key=key):
+  rows = [_OpenRow(_blank_row(length)) for _ in range(num_rows)]
+  paths: list[Path | None] = []
+  for sequence in sequences:
     rooms = []
-    for r in range(max(0, len(rows) - OPEN_ROWS), len(rows)):
-      room = length - rows[r].used
-      need = rows[r].new_tokens(sequences[i], share)
-      if need <= room and rows[r].num_texts < length:
+    for r, row in enumerate(rows):
+      room, need = length - row.used, row.new_tokens(sequence, share)
+      if need <= room and row.num_texts < length:
         rooms.append((need, room, r))
-    if not rooms:
-      rows.append(_OpenRow(_blank_row(length)))
-    r = min(rooms)[2] if rooms else len(rows) - 1
-    paths[i] = r, rows[r].add(sequences[i], share)
+    r = min(rooms)[2] if rooms else -1
+    paths.append((r, rows[r].add(sequence, share)) if rooms else None)
   return Rows(*(np.stack(field) for field in zip(
-      *(open_row.row for open_row in rows), strict=True))), paths
+      *(row.row for row in rows), strict=True))), paths
 
 
-def _num_shared(a, b):
-  return sum(1 for _ in itertools.takewhile(
-      lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+def ancestors(parent: np.ndarray, most: int) -> np.ndarray:
+  """Where a block's first token comes from; its others see no more before it.
+
+  A token before the block that leads to one of its tokens leads to all between
+  the two, and so to the first.
+
+  Args:
+    parent: int [R, T], of `Rows`.
+    most: M, no token is deeper.
+
+  Returns:
+    int32 [R, T / BLOCK, M], places; -1 after their end.
+  """
+  found = np.full((len(parent), parent.shape[1] // lm.BLOCK, most), -1,
+                  np.int32)
+  for row, blocks in zip(parent, found, strict=True):
+    for i, block in enumerate(blocks):
+      place, depth = i * lm.BLOCK, 0
+      while row[place] != place:
+        place = row[place]
+        block[depth] = place
+        depth += 1
+  return found
+
+
+def _num_new(before, sequence, share):
+  """Tokens but for the last, which is a target, that `before` has not."""
+  shared = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(
+      before, sequence[:-1], strict=False)) if share else ()
+  return len(sequence) - 1 - sum(1 for _ in shared)
 
 
 def _blank_row(length):
@@ -140,26 +162,44 @@ def _blank_row(length):
 
 
 def make_step(config: lm.Config) -> Callable[..., Any]:
-  """step((), Rows, params) -> ((), log p [R, 2 T]).
+  """step((), (Rows, ancestors [R, N, M]), params) -> ((), log p [R, 2 T]).
 
   log p of each of `tokens`, then of `last`, given the tokens before it. Of a
   text's first token, and of padding, it means nothing.
   """
 
-  def step(state, rows, params):
-    places = jnp.arange(rows.tokens.shape[1])
-    query, key = places[None, :, None], places[None, None, :]
-    visible = (key <= query) & (query < rows.end[:, None, :])
-    x, _ = lm.hidden(params, config, rows.tokens, rows.positions, visible)
+  def step(state, batch, params):
+    rows, before = batch
+    x, _ = lm.hidden(params, config, rows.tokens, rows.positions,
+                     blocks(rows.end, before))
     normalizer = lm.log_normalizer(
         params, x.reshape(-1, config.width)).reshape(rows.tokens.shape)
     targets = jnp.concatenate([rows.tokens, rows.last], axis=1)
     parents = jnp.concatenate([rows.parent, rows.last_parent], axis=1)
-    before = jnp.take_along_axis(x, parents[:, :, None], axis=1)
-    logit = jnp.sum(before * lm.head(params)[targets], axis=-1)
+    hidden = jnp.take_along_axis(x, parents[:, :, None], axis=1)
+    logit = jnp.sum(hidden * lm.head(params)[targets], axis=-1)
     return state, logit - jnp.take_along_axis(normalizer, parents, axis=1)
 
   return step
+
+
+def blocks(end: jax.Array, before: jax.Array) -> lm.Blocks:
+  """Token j comes before i in a text if and only if j <= i < end[j].
+
+  Args:
+    end: int [R, T], of `Rows`.
+    before: int [R, N, M], places of blocks' ancestors, -1 for none.
+  """
+  num_rows, num_blocks, _ = before.shape
+  own = jnp.broadcast_to(
+      jnp.arange(end.shape[1]).reshape(1, num_blocks, -1),
+      (num_rows, num_blocks, lm.BLOCK))
+  key = jnp.concatenate([before, own], axis=2)[:, :, None, :]
+  end = jnp.take_along_axis(end, key.reshape(num_rows, -1), axis=1)
+  query = own[..., None]
+  return lm.Blocks(
+      jnp.maximum(before, 0),
+      (key >= 0) & (key <= query) & (query < end.reshape(key.shape)))
 
 
 class _Encoded(NamedTuple):
@@ -267,56 +307,51 @@ class LanguageModel:
   def _log_probs(self, sequences):
     """For each sequence, log p(token | those before it)."""
     result = [np.zeros(0)] * len(sequences)
-    for length, members in _by_row_length(sequences):
+    order = sorted(range(len(sequences)), key=lambda i: tuple(sequences[i]))
+    while order:
+      some, length = self._next([sequences[i] for i in order])
       rows, paths = pack(
-          [sequences[i] for i in members], length, self.share_prefixes)
-      log_probs = self._run(rows)
-      for i, (row, places) in zip(members, paths, strict=True):
-        result[i] = log_probs[row, places]
+          some, length, self.mesh.shape['data'], self.share_prefixes)
+      deepest = max(map(len, some)) - 2  # A last token is not there.
+      log_probs = self._run(rows, deepest)
+      for i, path in zip(order, paths, strict=False):
+        if path is not None:
+          result[i] = log_probs[path]
+      order = [i for i, path in itertools.zip_longest(order, paths)
+               if path is None]
     return result
 
-  def _run(self, rows):
-    """The step over all rows, in batches of few sizes."""
-    num_rows, length = rows.tokens.shape
-    batches = list(_batches(
-        num_rows, max(1, TOKENS_PER_CALL // length), self.mesh.shape['data']))
-    blanks = [_blank_row(length)] * (sum(batches[-1]) - num_rows)
-    rows = Rows(*(np.stack([*field, *blank]) for field, *blank in zip(
-        rows, *blanks, strict=True)))
-    done = []
-    for start, size in batches:
-      batch = Rows(*(field[start:start + size] for field in rows))
-      _, log_probs = self._step(
-          (), mesh_lib.put(batch, self.mesh, P('data')), self.params)
-      done.append(np.asarray(log_probs))
-    return np.concatenate(done)
+  def _next(self, sequences):
+    """The first that fill a row of each device, and its length."""
+    num_rows, used, some = self.mesh.shape['data'], 0, []
+    for sequence in sequences:
+      used += _num_new(
+          some[-1][:-1] if some else (), sequence, self.share_prefixes)
+      some.append(sequence)
+      if used >= num_rows * ROW:
+        break
+    longest = _power_of_two(max(len(s) for s in some) - 1)
+    return some, max(longest, _row_length(-(-used // num_rows)))
+
+  def _run(self, rows, deepest):
+    """The step over rows, one for each device; log p [R, 2 T]."""
+    # A block's ancestors are before it, and few numbers make few programs.
+    most = min(_power_of_two(max(deepest, lm.BLOCK)),
+               rows.parent.shape[1] - lm.BLOCK)
+    batch = rows, ancestors(rows.parent, most)
+    _, log_probs = self._step(
+        (), mesh_lib.put(batch, self.mesh, P('data')), self.params)
+    return np.asarray(log_probs)
 
 
-def _by_row_length(
-    sequences: Sequence[Sequence[int]],
-) -> Iterable[tuple[int, list[int]]]:
-  """Groups of sequences that go into rows of one length, a power of two."""
-  groups: dict[int, list[int]] = {}
-  for i, sequence in enumerate(sequences):
-    groups.setdefault(_power_of_two(max(ROW, len(sequence) - 1)), []).append(i)
-  for length, members in groups.items():
-    total = sum(len(sequences[i]) - 1 for i in members)
-    yield min(length, _power_of_two(max(SHORTEST, total))), members
+def _row_length(used):
+  """What holds so many tokens with little padding."""
+  return SHORTEST if used <= SHORTEST else min(-(-used // STEP) * STEP, ROW)
 
 
 def _power_of_two(n):
   """The least one that is not below n."""
   return 1 << (n - 1).bit_length()
-
-
-def _batches(num_rows, most, num_devices):
-  """(start, size) of batches: powers of two of rows on each device."""
-  start = 0
-  while start < num_rows:
-    share = -(-(num_rows - start) // num_devices)
-    size = min(most, 1 << (share.bit_length() - 1)) * num_devices
-    yield start, size
-    start += size
 
 
 def load_scorer(

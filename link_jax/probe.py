@@ -3,8 +3,9 @@
   python -m link_jax.probe --run=runs/link0 --model=smollm2
 
 Thirteen questions a statement (see entailment.py), answered by the likelier of
-two answers. Writes `probe_<model>.json` into the run's folder, and
-`figures/probe_<model>.png`.
+two answers; of a model behind an endpoint (--model=http:NAME --base_url=URL) by
+the word that its reply begins with. Writes `probe_<model>.json` into the run's
+folder, and `figures/probe_<model>.png`.
 """
 
 from collections.abc import Mapping
@@ -76,10 +77,12 @@ def answer(
   right = np.zeros(len(probes), bool)
   for pair in sorted({probe.answers for probe in probes}):
     rows = [i for i, probe in enumerate(probes) if probe.answers == pair]
-    chosen = np.argmax(model.answer_probabilities(
+    p = model.answer_probabilities(
         [f'{probes[i].prompt} Answer:' for i in rows],
-        [f' {word}' for word in pair]), axis=1)
-    right[rows] = chosen == [probes[i].label for i in rows]
+        [f' {word}' for word in pair])
+    # Who says neither is wrong.
+    right[rows] = (np.argmax(p, axis=1) == [probes[i].label for i in rows]) & (
+        np.max(p, axis=1) > 0)
   return right.reshape(-1, entailment.NUM_TEMPLATES)
 
 
@@ -147,22 +150,43 @@ def probe(
 def main(argv):
   del argv
   logging.set_verbosity(logging.WARNING)
-  from link_jax import lm_score  # JAX and the weights take seconds.
   try:
     read(_RUN.value)  # Before the weights are.
-    model = lm_score.load_scorer(_MODEL.value)
+    model = _load(_MODEL.value)
     print(f'{_PER_DOMAIN.value} statements of each domain and split, 13 '
           f'questions each, to {model.name}', flush=True)
     found = probe(model, _RUN.value, _PER_DOMAIN.value, _SEED.value)
-  except ValueError as e:
+  except (OSError, ValueError) as e:
     sys.exit(f'error: {e}')
   print(markdown(found))
+
+
+def _load(name):
+  """Weights, or what answers at --base_url."""
+  if not name.startswith('http:'):
+    from link_jax import lm_score  # JAX and the weights take seconds.
+    return lm_score.load_scorer(name)
+  if not _BASE_URL.value:
+    raise ValueError(f'--model={name} needs --base_url')
+  from link_jax import cache as cache_lib
+  from link_jax import client as client_lib
+  from link_jax import http_model
+  client = client_lib.Client(
+      client_lib.Endpoint(_BASE_URL.value),
+      client_lib.Limits(max_calls=_MAX_CALLS.value),
+      cache_lib.Cache(pathlib.Path(_RUN.value) / 'probe_cache.sqlite'))
+  return http_model.HttpAnswers(client, name.removeprefix('http:'))
 
 
 if __name__ == '__main__':
   _RUN = flags.DEFINE_string('run', None, "The run's folder.", required=True)
   _MODEL = flags.DEFINE_string(
-      'model', 'smollm2', "'smollm2', a folder, or a .gguf file.")
+      'model', 'smollm2', "'smollm2', a folder, a .gguf file, or http:NAME.")
+  _BASE_URL = flags.DEFINE_string(
+      'base_url', '', 'Of an OpenAI-compatible endpoint; its key is read from '
+      'OPENAI_API_KEY.')
+  _MAX_CALLS = flags.DEFINE_integer(
+      'max_calls', 0, 'Of the endpoint, kept answers included; 0: no limit.')
   _PER_DOMAIN = flags.DEFINE_integer(
       'per_domain', 40, 'Statements of each domain and split at most.')
   _SEED = flags.DEFINE_integer('seed', 0, 'Of the draw.')

@@ -1,5 +1,6 @@
 """What a run shows: figures, tables, report.html, summary.json."""
 
+from collections import Counter
 from collections.abc import Mapping
 from collections.abc import Sequence
 import pathlib
@@ -16,6 +17,7 @@ from link_jax import generate
 from link_jax import likelihood
 from link_jax import measure
 from link_jax import ngram
+from link_jax import search
 from link_jax import tools
 
 Statement = dict[str, Any]
@@ -98,7 +100,7 @@ def report(
       sections=[*_distributions(statements, figures_of, config, path),
                 *_by_domain(statements, config),
                 *_controls(statements, figures_of, config, path),
-                *_funnel(config, path),
+                *_funnel(statements, config, path),
                 *_examples(statements), *_rules(statements, config)])
   print(_closing(figures_of, statements, page), flush=True)
   return summary
@@ -144,6 +146,9 @@ def _distributions(statements, figures_of, config, path):
         x['longtail']])
   return [
       report_lib.Heading('Head and tail'),
+      report_lib.Text(' '.join(
+          _verdict(scorer, figures_of[f'{config.selector} {scorer}'])
+          for scorer in evaluators(config))),
       *([report_lib.Figure(plot, 'Likelihood of the full statements, head '
                            'above, tail below; dashed: means')]
         if plot.exists() else []),
@@ -154,6 +159,15 @@ def _distributions(statements, figures_of, config, path):
           'with its bootstrap interval; then the share of rules above '
           f'{measure.EFFECTIVE}, the mean AUC of rules, and the area that the '
           'histograms share.')]
+
+
+def _verdict(scorer, x):
+  """Whether a judge that did not rank tells head from tail."""
+  apart = x['delta'] > measure.EFFECTIVE and x['delta_low'] > 0
+  return (f'By {scorer}, which did not rank them, head and tail are '
+          f'{"apart" if apart else "not told apart"}: delta {x["delta"]:.2f} '
+          f'nats a token ({x["delta_low"]:.2f} to {x["delta_high"]:.2f}); '
+          f'above {measure.EFFECTIVE} and clear of 0 is apart.')
 
 
 def _selector(kind, config):
@@ -241,7 +255,7 @@ def _norms(statements, config, scorer):
       'again: its mean is high, and only its total, or nats a byte, is low.')
 
 
-def _funnel(config, path):
+def _funnel(statements, config, path):
   rows = generate.read_funnel(path, config.selector)
   total = lambda name: sum(row[name] for row in rows)
   counts = {'proposed': total('proposed'), 'new': total('new'),
@@ -250,13 +264,20 @@ def _funnel(config, path):
   plot = path / 'figures' / 'funnel.png'
   figures.funnel(plot, counts)
   usage = generate.read_usage(path)
+  found = Counter((s['rule'], s['split']) for s in statements)
+  short = [rule for rule in tools.rules_of(config) if any(
+      found[rule, split] < config.search.target_per_split
+      for split in search.SPLITS)]
   return [
       report_lib.Heading('From proposals to statements'),
       report_lib.Figure(plot, 'Candidates of all variables and both splits'),
       report_lib.Text(
           f'The critic left {total("abstained"):,} claims open; they are not '
           f'accepted. Calls of an endpoint: {usage.calls:,}, tokens: '
-          f'{usage.prompt_tokens + usage.completion_tokens:,}.')]
+          f'{usage.prompt_tokens + usage.completion_tokens:,}. Of '
+          f'{len(short)} rules a split has fewer than search.target_per_split '
+          f'= {config.search.target_per_split} statements'
+          f'{": " * bool(short)}{", ".join(short)}.')]
 
 
 def _examples(statements):

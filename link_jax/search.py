@@ -11,6 +11,7 @@ from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
 import hashlib
+import itertools
 import math
 from typing import Any
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from link_jax import rules
 from link_jax import selection
 
 SPLITS = selection.SPLITS
+ON_EXHAUSTED = ('keep', 'drop', 'stop')
 OnEvent = Callable[[dict[str, Any]], None]
 
 
@@ -39,6 +41,11 @@ class Search:
     order: of the variables, see graphs.search_order.
     target_per_split: statements at most for a rule and split.
     max_repeats: of one value of a variable within a split; 0 for no limit.
+    max_candidates: values that may be asked for of a rule. Where a split is
+      short of its target the search asks again, until they are spent; 0 for
+      one round, whatever it gives.
+    on_exhausted: what becomes of a rule that is short at the end: 'keep' what
+      it has, 'drop' it, or 'stop' with an error.
   """
   expander: expand.Expander
   ranker: likelihood_lib.Scorer
@@ -47,6 +54,12 @@ class Search:
   order: str = 'auto'
   target_per_split: int = 12
   max_repeats: int = 2
+  max_candidates: int = 0
+  on_exhausted: str = 'keep'
+
+
+class Exhausted(ValueError):
+  """A rule gave fewer statements than wanted; the message says how many."""
 
 
 class Found(NamedTuple):
@@ -70,40 +83,79 @@ class _Candidate(NamedTuple):
 
 def search(rule: rules.Rule, by: Search, on_event: OnEvent | None = None
            ) -> Result:
-  """Statements of a rule; `on_event` hears of every step that is done."""
+  """Statements of a rule; `on_event` hears of every step that is done.
+
+  Raises:
+    Exhausted: a split is short of its target, and `on_exhausted` is 'stop'.
+  """
+  budget = expand.Budget(by.max_candidates or math.inf)
+  pools, funnel = {split: {} for split in SPLITS}, []
+  for number in itertools.count():
+    for split, pool in _round(
+        rule, by, funnel, budget, number, on_event).items():
+      pools[split] |= {c.beam.bindings: c for c in pool}
+    found = _finish(rule, by, pools)
+    if not by.max_candidates or budget.left < 1 or _is_full(by, found):
+      break
+  found = _exhausted(rule, by, found)
+  for row in funnel[-2:]:
+    row['kept'] = len(found[row['split']])
+  return Result(found, funnel)
+
+
+def _is_full(by, found):
+  return all(len(ones) >= by.target_per_split for ones in found.values())
+
+
+def _exhausted(rule, by, found):
+  """What becomes of a rule's statements if they are too few."""
+  if by.on_exhausted == 'keep' or _is_full(by, found):
+    return found
+  if by.on_exhausted == 'drop':
+    return {split: [] for split in found}
+  counts = ' and '.join(f'{len(ones)} of {by.target_per_split} {split}'
+                        for split, ones in found.items())
+  raise Exhausted(
+      f'rule {rule.name!r} gave {counts} statements. Raise '
+      'search.max_candidates or lower search.target_per_split, or let '
+      "search.on_exhausted be 'keep' or 'drop'")
+
+
+def _round(rule, by, funnel, budget, number, on_event):
+  """Split -> candidates of the last variable, found from the first on."""
   generic = rules.generic_bindings(rule)
   order = graphs.search_order(rule, by.order)
   start = expand.Partial(tuple(
       (name, generic[name]) for name in order if name in generic))
-  beams = {split: [start] for split in SPLITS}
-  funnel, variables = [], order[len(start.bindings):]
+  beams, variables = {split: [start] for split in SPLITS}, order[len(generic):]
   for i, variable in enumerate(variables):
-    first, last = i == 0, i == len(variables) - 1
-    pools = _pools(rule, variable, beams, by, first, funnel)
-    if last:
-      found = _finish(rule, by, pools, funnel)
-    else:
+    pools = _pools(rule, variable, beams, by, funnel, budget, number)
+    if variable != variables[-1]:
       beams = {
           split: [pool[j].beam for j in (
-              range(len(pool)) if first else selection.step(
+              range(len(pool)) if i == 0 else selection.step(
                   by.selector, [c.scored for c in pool], split))]
           for split, pool in pools.items()}
       for row in funnel[-2:]:
         row['kept'] = len(beams[row['split']])
     if on_event:
-      on_event({'event': 'step', 'rule': rule.name, 'variable': variable,
-                'rows': funnel[-2:]})
-  return Result(found, funnel)
+      on_event({'event': 'step', 'rule': rule.name, 'round': number,
+                'variable': variable, 'rows': [dict(r) for r in funnel[-2:]]})
+  return pools
 
 
-def _pools(rule, variable, beams, by, first, funnel):
+def _pools(rule, variable, beams, by, funnel, budget, number):
   """Split -> candidates. Beams that have not parted yet share theirs."""
   pools, children, counts = {}, None, None
   same = beams['head'] == beams['longtail']
   for split in SPLITS:
     if children is None or not same:
       counts = Counter()
-      children = by.expander(rule, variable, beams[split], first, counts)
+      share = expand.Budget(  # The head leaves the tail its half.
+          budget.left / 2 if split == 'head' and not same else budget.left)
+      children = by.expander(
+          rule, variable, beams[split], counts, share, number)
+      budget.taken += share.taken
     funnel.append({
         'rule': rule.name, 'variable': variable, 'split': split,
         **{name: counts[name] for name in (
@@ -149,9 +201,10 @@ def _score(rule, variable, children, split, by):
   return found
 
 
-def _finish(rule, by, pools, funnel):
+def _finish(rule, by, pools):
   """Split -> statements: each once, balanced over values, at most target."""
-  unique = {split: _unique(rule, pool, split) for split, pool in pools.items()}
+  unique = {split: _unique(rule, [*pool.values()], split)
+            for split, pool in pools.items()}
   kept = selection.last(by.selector, {
       split: [c.scored for c in pool.values()]
       for split, pool in unique.items()})
@@ -164,13 +217,10 @@ def _finish(rule, by, pools, funnel):
     # A statement that both ways lead to is neither: in no split, then.
     chosen = {split: {name: c for name, c in found.items() if name not in both}
               for split, found in chosen.items()}
-  found = {}
-  for row in funnel[-2:]:
-    split = row['split']
-    picked = _balanced(rule, by, chosen[split])
-    row['kept'] = len(picked)
-    found[split] = [Found(c.beam, c.scored.score, name, name in both)
-                    for name, c in picked]
+  found = {
+      split: [Found(c.beam, c.scored.score, name, name in both)
+              for name, c in _balanced(rule, by, chosen[split])]
+      for split in SPLITS}
   return _matched(rule, by, found)
 
 

@@ -24,6 +24,7 @@ from link_jax import selection
 Config = ml_collections.ConfigDict
 SCORERS = {'bigram': ngram.bigram, 'unigram': ngram.unigram}
 LANGUAGE_MODEL = 'smollm2'
+KNOWLEDGE = ('facts', 'http', 'lm')
 
 
 def has_language_model() -> bool:
@@ -53,14 +54,24 @@ def check(config: Config) -> None:
   if not (config.evaluators or config.language_model):
     raise ValueError('evaluators is empty: nobody would judge the ranking')
   kind, http = config.knowledge.kind, config.knowledge.http
-  if kind not in ('facts', 'http'):
-    raise ValueError(
-        f"knowledge.kind is {kind!r}; there are 'facts' and 'http'")
+  if kind not in KNOWLEDGE:
+    raise ValueError(f'knowledge.kind is {kind!r}; there are {KNOWLEDGE}')
   if kind == 'http' and not (http.base_url and http.model):
     raise ValueError('knowledge.http: base_url and model are needed')
+  if kind == 'http' and config.spread.workers:
+    raise ValueError(
+        "spread.workers: knowledge.kind = 'http' keeps to one process, which "
+        "counts its calls and keeps their answers; let spread.workers be 0 and "
+        'raise limits.concurrency')
   if config.knowledge.parser not in parse.PARSERS:
     raise ValueError(f'knowledge.parser is {config.knowledge.parser!r}; there '
                      f'are {sorted(parse.PARSERS)}')
+  if config.search.on_exhausted not in search.ON_EXHAUSTED:
+    raise ValueError(f'search.on_exhausted is {config.search.on_exhausted!r}; '
+                     f'there are {search.ON_EXHAUSTED}')
+  if config.search.max_candidates < 0:
+    raise ValueError('search.max_candidates is '
+                     f'{config.search.max_candidates}; 0 is one round')
   if not config.critic.kinds:
     raise ValueError('critic.kinds is empty: nothing would be checked')
 
@@ -73,7 +84,7 @@ def rules_of(config: Config) -> dict[str, rules_lib.Rule]:
   if unknown := [name for name in wanted if name not in found]:
     raise ValueError(f'only_rules: {unknown[0]!r} is no rule of {path}')
   found = {name: found[name] for name in wanted}
-  if 'facts' in (config.knowledge.kind, *config.critic.kinds):
+  if config.knowledge.kind != 'http' or 'facts' in config.critic.kinds:
     for rule in found.values():
       knowledge_lib.check_bindings(rule, facts_lib.embedded())
   return found
@@ -128,9 +139,16 @@ def _knowledge(config, client):
   if config.knowledge.kind == 'facts':
     return knowledge_lib.FactsModel(
         facts_lib.embedded(), config.knowledge.guess_share)
+  parser = parse.PARSERS[config.knowledge.parser]
+  if config.knowledge.kind == 'lm':
+    from link_jax import lm_model
+    from link_jax import lm_score
+    settings = config.knowledge.lm.to_dict()
+    return lm_model.LmKnowledge(
+        lm_score.load_scorer(settings.pop('model')),
+        lm_model.Settings(**settings), facts_lib.embedded(), parser)
   from link_jax import http_model
-  return http_model.HttpKnowledge(
-      client, sampling_of(config), parse.PARSERS[config.knowledge.parser])
+  return http_model.HttpKnowledge(client, sampling_of(config), parser)
 
 
 def sampling_of(config: Config):
@@ -151,9 +169,12 @@ def critic_of(config: Config) -> critic_lib.Critic:
     elif name == 'yes-no' and model:
       from link_jax import lm_score
       critics.append(critic_lib.YesNoCritic(lm_score.load_scorer(model)))
+    elif name == 'nli' and model:
+      from link_jax import nli
+      critics.append(nli.load_critic(model))
     else:
       raise ValueError(f'critic.kinds: {kind!r} is not known; there are '
-                       "'facts' and 'yes-no:MODEL'")
+                       "'facts', 'yes-no:MODEL' and 'nli:FOLDER'")
   return critics[0] if len(critics) == 1 else critic_lib.FirstOf(critics)
 
 
@@ -199,4 +220,4 @@ def search_of(config: Config, tools: Tools, kind: str) -> search.Search:
       expand.Expander(tools.knowledge, tools.critic, thresholds, asking),
       tools.scorers[config.ranker], selector,
       likelihood_lib.check_norm(s.norm), s.order, s.target_per_split,
-      s.max_repeats)
+      s.max_repeats, s.max_candidates, s.on_exhausted)

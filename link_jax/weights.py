@@ -1,5 +1,9 @@
 """Published weights of GPT-2 and Llama -> the params of `lm.py`, float32."""
 
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+import functools
 import hashlib
 import importlib.util
 import pathlib
@@ -69,9 +73,9 @@ def load(path_or_name: str | pathlib.Path) -> Model:
   checkpoint = weights_files.read(path)
   return Model(
       name=path.stem if path.is_file() else path.name,
-      fingerprint=_fingerprint(checkpoint.files),
+      fingerprint=fingerprint(checkpoint.files),
       config=checkpoint.config,
-      params=_assemble(checkpoint, path),
+      params=_params(checkpoint, path),
       tokenizer=checkpoint.tokenizer,
       stop_tokens=checkpoint.stop_tokens)
 
@@ -98,7 +102,8 @@ def locate(path_or_name: str | pathlib.Path) -> pathlib.Path:
       f'{sorted(PACKAGES)}')
 
 
-def _fingerprint(files):
+def fingerprint(files: Iterable[pathlib.Path]) -> str:
+  """sha256 of all files, one after another."""
   total = hashlib.sha256()
   for file in files:
     with file.open('rb') as f:
@@ -109,27 +114,44 @@ def _fingerprint(files):
 # Tensors.
 
 
-def _assemble(checkpoint, path):
-  """The tree of params, layers stacked, in float32."""
+def _params(checkpoint, path):
   config = checkpoint.config
-  table = dict(GPT2 if config.rope_base is None else LLAMA)
-  shapes = lm.shapes(config)
+  gpt2 = config.rope_base is None
+  table, shapes = dict(GPT2 if gpt2 else LLAMA), lm.shapes(config)
   if not checkpoint.tied:
     table['head',] = ('lm_head.weight',)
     shapes['head'] = shapes['embedding']
   tensors = {_bare(name): get for name, get in checkpoint.tensors.items()}
-  _check_present(table, config, tensors, path)
+  return assemble(table, shapes, tensors, path, transposed=not gpt2)
+
+
+def assemble(
+    table: Mapping[tuple[str, ...], tuple[str, ...]], shapes: Any,
+    tensors: Mapping[str, Callable[[], np.ndarray]], path: pathlib.Path, *,
+    transposed: bool) -> Any:
+  """The tree of params, layers stacked, in float32.
+
+  Args:
+    table: a leaf's path -> the tensors that make it, side by side; {} in a
+      name is the number of the layer.
+    shapes: the tree, shapes for leaves; of a layer's with the axis of layers.
+    tensors: name -> a function that reads it.
+    path: where they come from, for messages.
+    transposed: whether kernels are published as [outputs, inputs].
+
+  Raises:
+    ValueError: names the tensors that are missing or of another shape.
+  """
+  shape_of = {leaf: functools.reduce(lambda tree, key: tree[key], leaf, shapes)
+              for leaf in table}
+  _check_present(table, shape_of, tensors, path)
   params = {}
-  for leaf, names in table.items():
-    shape = shapes
-    for key in leaf:
-      shape = shape[key]
-    transposed = leaf[-1] == 'kernel' and config.rope_base is not None
-    *parents, last = leaf
+  for (*parents, last), names in table.items():
     place = params
     for key in parents:
       place = place.setdefault(key, {})
-    place[last] = _leaf(names, tensors, shape, transposed, path)
+    place[last] = _leaf(names, tensors, shape_of[*parents, last],
+                        transposed and last == 'kernel', path)
   return params
 
 
@@ -139,10 +161,10 @@ def _bare(name):
   return name
 
 
-def _check_present(table, config, tensors, path):
+def _check_present(table, shape_of, tensors, path):
   wanted = [
-      name.format(i) for names in table.values() for name in names
-      for i in range(config.num_layers if '{}' in name else 1)]
+      name.format(i) for leaf, names in table.items() for name in names
+      for i in range(shape_of[leaf][0] if '{}' in name else 1)]
   missing = [name for name in wanted if name not in tensors]
   if missing:
     raise ValueError(

@@ -7,8 +7,10 @@ data: nothing in them runs. Tensors keep, or get, their published names.
 
 from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 import json
 import pathlib
+from typing import Any
 from typing import NamedTuple
 
 import gguf
@@ -60,24 +62,20 @@ def read(path: pathlib.Path) -> Checkpoint:
 
 def read_folder(folder: pathlib.Path) -> Checkpoint:
   """GPT-2 or Llama, as transformers saves them."""
-  config = _json(folder / 'config.json')
+  config = read_json(folder / 'config.json')
   kind = config.get('model_type')
   if kind not in ('gpt2', 'llama'):
     raise ValueError(
         f"{folder}/config.json: model_type={kind!r}; 'gpt2' and 'llama' are "
         'known')
-  files = sorted(folder.glob('*.safetensors'))
-  if not files:
-    raise ValueError(
-        f'{folder} has no *.safetensors; weights in other formats may run '
-        'code and are not read: save the model with safe_serialization=True')
+  files = files_of(folder)
   stop = config.get('eos_token_id')
   model = (_gpt2_config if kind == 'gpt2' else _llama_config)(config, folder)
-  tokenizer = _tokenizer(folder / 'tokenizer.json')
-  _check_vocabulary(tokenizer, model, folder)
+  tokenizer = read_tokenizer(folder / 'tokenizer.json')
+  check_vocabulary(tokenizer, model, folder)
   return Checkpoint(
       config=model,
-      tensors=_safetensors(files),
+      tensors=open_tensors(files),
       # transformers leaves both out where they have the family's default.
       tied=config.get('tie_word_embeddings', kind == 'gpt2'),
       tokenizer=tokenizer,
@@ -86,14 +84,25 @@ def read_folder(folder: pathlib.Path) -> Checkpoint:
       files=(folder / 'config.json', folder / 'tokenizer.json', *files))
 
 
-def _json(path):
+def files_of(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Where a folder's tensors are."""
+  files = sorted(folder.glob('*.safetensors'))
+  if not files:
+    raise ValueError(
+        f'{folder} has no *.safetensors; weights in other formats may run '
+        'code and are not read: save the model with safe_serialization=True')
+  return files
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
   try:
     return json.loads(path.read_text())
   except (OSError, ValueError) as e:
     raise ValueError(f'{path} cannot be read: {e}') from e
 
 
-def _safetensors(files):
+def open_tensors(
+    files: Sequence[pathlib.Path]) -> dict[str, Callable[[], np.ndarray]]:
   """Name -> a function that reads the tensor."""
   tensors = {}
   for file in files:
@@ -106,7 +115,8 @@ def _safetensors(files):
   return tensors
 
 
-def _tokenizer(path):
+def read_tokenizer(path: pathlib.Path) -> tokenizers.Tokenizer:
+  """A tokenizer.json; it neither pads nor truncates."""
   try:
     tokenizer = tokenizers.Tokenizer.from_file(str(path))
   except Exception as e:  # The library raises plain Exceptions.
@@ -116,7 +126,8 @@ def _tokenizer(path):
   return tokenizer
 
 
-def _check_vocabulary(tokenizer, config, path):
+def check_vocabulary(
+    tokenizer: tokenizers.Tokenizer, config: Any, path: pathlib.Path) -> None:
   size = tokenizer.get_vocab_size()
   if size > config.vocabulary:
     raise ValueError(
@@ -125,7 +136,7 @@ def _check_vocabulary(tokenizer, config, path):
 
 
 def _gpt2_config(config, path):
-  get = _getter(config, path, GPT2_MUST_BE)
+  get = getter(config, path, GPT2_MUST_BE)
   return lm.Config(
       vocabulary=get('vocab_size'), num_layers=get('n_layer'),
       width=get('n_embd'), num_heads=get('n_head'),
@@ -136,7 +147,7 @@ def _gpt2_config(config, path):
 
 
 def _llama_config(config, path):
-  get = _getter(config, path, LLAMA_MUST_BE)
+  get = getter(config, path, LLAMA_MUST_BE)
   # Newer files keep the base of the rotation in `rope_parameters`.
   rope = config.get('rope_parameters') or {}
   if rope.get('rope_type', 'default') != 'default':
@@ -157,7 +168,9 @@ def _llama_config(config, path):
       gated=True)
 
 
-def _getter(config, path, must_be):
+def getter(
+    config: Mapping[str, Any], path: pathlib.Path,
+    must_be: Mapping[str, Sequence[Any]]) -> Callable[[str], Any]:
   """Field -> value; settings that we don't compute are refused."""
   for field, allowed in must_be.items():
     if config.get(field, allowed[0]) not in allowed:
@@ -199,7 +212,7 @@ def read_gguf(path: pathlib.Path) -> Checkpoint:
         f'{path}: scaled rotary positions (rope_freqs) are not supported')
   config = _gguf_config(get, path)
   tokenizer = _gguf_tokenizer(get, path)
-  _check_vocabulary(tokenizer, config, path)
+  check_vocabulary(tokenizer, config, path)
   tensors = {
       name: get_tensor
       for tensor in reader.tensors

@@ -17,6 +17,7 @@ import numpy as np
 from scipy import special
 from scipy.spatial import distance
 from sklearn import manifold
+import threadpoolctl
 
 from nas_jax import similarity
 from nas_jax import space as space_lib
@@ -210,9 +211,11 @@ def tsne(hidden: Any, *, perplexity: float, seed: int) -> np.ndarray:
   if not perplexity < len(hidden):
     raise ValueError(f'perplexity is {perplexity:g}, of {len(hidden)} states; '
                      'give fewer neighbours than states')
-  return manifold.TSNE(
-      perplexity=perplexity, random_state=seed, init='pca').fit_transform(
-          hidden)
+  # Its threads spin at barriers: beside other work that is minutes, not ms.
+  with threadpoolctl.threadpool_limits(1, 'openmp'):
+    return manifold.TSNE(
+        perplexity=perplexity, random_state=seed, init='pca').fit_transform(
+            hidden)
 
 
 def rank_report(shared_losses: Any, true_losses: Any, *, width: float,

@@ -3,9 +3,10 @@
 The highway form of ENAS: node j with parent i has u, g = s_i W_j, and
 s_j = s_i + sigmoid(g) (f_j(u) - s_i). Node 0's parent is the last state h,
 and it reads the input beside it. Nodes run in a scan with their states in a
-buffer [N, B, H]; the gradient is written out, so that what a step leaves for
-it is known, and products of weights' gradients are taken over all steps at
-once.
+buffer; the gradient is written out, so that what a step leaves for it is
+known, and products of weights' gradients are taken over all steps at once.
+Inside, states lie with columns last, [H, B]: products with few columns are
+quicker so.
 """
 
 import functools
@@ -69,7 +70,7 @@ class Wiring(NamedTuple):
 
 
 class _Trace(NamedTuple):
-  """What the steps leave for the gradient: [T, N, B, H] each."""
+  """What the steps leave for the gradient: [T, N, H, B] each."""
   states: jax.Array
   candidates: jax.Array
   gates: jax.Array
@@ -102,37 +103,44 @@ def _run(form, wiring, weights, inputs, h, trace):
   chex.assert_shape(
       weights.nodes, (wiring.prev.shape[0] - 1, width // 2, width))
 
+  transposed = jax.tree.map(_transpose, weights)
+
   def step(h, x):
-    left = _nodes(form, wiring, weights, x, h)
-    y, after = _outputs(form, wiring.mean, left.states)
+    left = _nodes(form, wiring, transposed, x, h)
+    y, after = outputs(form, wiring.mean, left.states, axis=0)
     return after, (y, (left, h) if trace else None)
 
-  h, (outputs, left) = lax.scan(step, h, inputs)
-  return (outputs, h), left
+  h, (ys, left) = lax.scan(step, h.T, _transpose(inputs))
+  return (_transpose(ys), h.T), left
 
 
-def _nodes(form, wiring, weights, x, h):
-  """One step of all nodes -> _Trace of [N, B, H]."""
-  first = _node(form, wiring.act[0], x + h @ weights.recurrent, h)
+def _transpose(x):
+  """[..., B, H] <-> [..., H, B]."""
+  return jnp.swapaxes(x, -1, -2)
+
+
+def _nodes(form, wiring, transposed, x, h):
+  """One step of all nodes, x [2H, B], h [H, B] -> _Trace of [N, H, B]."""
+  first = _node(form, wiring.act[0], x + transposed.recurrent @ h, h)
   states = jnp.zeros((wiring.prev.shape[0], *h.shape), h.dtype)
   states = states.at[0].set(first[0])
 
   def node(states, inputs):
     j, i, act, w = inputs
     s = states[i]
-    s, candidate, gate = _node(form, act, s @ w, s)
+    s, candidate, gate = _node(form, act, w @ s, s)
     return lax.dynamic_update_index_in_dim(states, s, j, 0), (candidate, gate)
 
   states, rest = lax.scan(node, states, (
       jnp.arange(1, states.shape[0]), wiring.prev[1:], wiring.act[1:],
-      weights.nodes))
+      transposed.nodes))
   join = lambda one, others: jnp.concatenate([one[None], others])
   return _Trace(states, join(first[1], rest[0]), join(first[2], rest[1]))
 
 
 def _node(form, act, z, parent):
-  """z [B, 2H], parent [B, H] -> state, candidate, gate, [B, H] each."""
-  u, g = jnp.split(z, 2, axis=-1)
+  """z [2H, B], parent [H, B] -> state, candidate, gate, [H, B] each."""
+  u, g = jnp.split(z, 2)
   candidate = _select(form, ACTIVATIONS, act, u)
   gate = jax.nn.sigmoid(g)
   return parent + gate * (candidate - parent), candidate, gate
@@ -143,19 +151,24 @@ def _select(form, functions, act, u):
   return lax.select_n(act, *cases) if len(cases) > 1 else cases[0]
 
 
-def _outputs(form, mean, states):
-  """States [N, B, H] -> the output and the next state, [B, H] each."""
-  y = clip_norm(jnp.tensordot(mean, states, 1), form.max_norm)
+def outputs(
+    form: Form, mean: jax.Array, states: jax.Array, axis: int = -1
+) -> tuple[jax.Array, jax.Array]:
+  """States [N, B, H] -> the output and the next state, [B, H] each.
+
+  With axis=0, states [N, H, B] -> [H, B].
+  """
+  y = clip_norm(jnp.tensordot(mean, states, 1), form.max_norm, axis)
   if form.state == 'mean':
     return y, y
-  return y, clip_norm(states[-1], form.max_norm)
+  return y, clip_norm(states[-1], form.max_norm, axis)
 
 
-def clip_norm(x: jax.Array, max_norm: float) -> jax.Array:
-  """Rows of x [B, H] longer than max_norm, shortened to it; 0 for none."""
+def clip_norm(x: jax.Array, max_norm: float, axis: int = -1) -> jax.Array:
+  """Vectors along an axis longer than max_norm, to that; 0 for none."""
   if not max_norm:
     return x
-  squares = jnp.sum(x * x, -1, keepdims=True)
+  squares = jnp.sum(x * x, axis, keepdims=True)
   too_long = squares > max_norm**2
   return x * jnp.where(
       too_long, max_norm * lax.rsqrt(jnp.where(too_long, squares, 1.)), 1.)
@@ -172,35 +185,46 @@ def _backward(form, residuals, cotangents):
 
   def step(d_h, inputs):
     d_y, left, h = inputs
-    _, pull = jax.vjp(functools.partial(_outputs, form), wiring.mean,
+    _, pull = jax.vjp(functools.partial(outputs, form, axis=0), wiring.mean,
                       left.states)
     d_mean, d_states = pull((d_y, d_h))
     d_z, d_h = _nodes_backward(form, wiring, weights, left, h, d_states)
     return d_h, (d_z, d_mean)
 
   d_h, (d_z, d_mean) = lax.scan(
-      step, d_last, (d_outputs, left, before), reverse=True)
-  parents = left.states[:, wiring.prev[1:]]
+      step, d_last.T, (_transpose(d_outputs), left, before), reverse=True)
+
+  def d_node(inputs):
+    j, i = inputs
+    of = lambda x, k: lax.dynamic_index_in_dim(x, k, 1, keepdims=False)
+    return _products(of(left.states, i), of(d_z, j))
+
   d_weights = Weights(
-      jnp.einsum('tbh,tbk->hk', before, d_z[:, 0]),
-      jnp.einsum('tnbh,tnbk->nhk', parents, d_z[:, 1:]))
+      _products(before, d_z[:, 0]),
+      lax.map(d_node, (jnp.arange(1, d_z.shape[1]), wiring.prev[1:])))
   d_wiring = Wiring(None, None, d_mean.sum(0))
-  return d_wiring, d_weights, d_z[:, 0], d_h
+  return d_wiring, d_weights, _transpose(d_z[:, 0]), d_h.T
+
+
+def _products(x, d_z):
+  """[T, H, B], [T, 2H, B] -> [H, 2H], summed over steps and columns."""
+  rows = lambda x: _transpose(x).reshape(-1, x.shape[1])
+  return rows(x).T @ rows(d_z)
 
 
 def _nodes_backward(form, wiring, weights, left, h, d_states):
-  """Cotangents of one step's states -> of z [N, B, 2H] and of h [B, H]."""
+  """Cotangents of one step's states -> of z [N, 2H, B] and of h [H, B]."""
 
   def pull(act, d, parent, candidate, gate):
     d_u = d * gate * _select(form, DERIVATIVES, act, candidate)
     d_g = d * (candidate - parent) * gate * (1 - gate)
-    return jnp.concatenate([d_u, d_g], -1), d * (1 - gate)
+    return jnp.concatenate([d_u, d_g]), d * (1 - gate)
 
   def node(d_states, inputs):
     j, i, act, w, candidate, gate = inputs
     d_z, d_parent = pull(
         act, d_states[j], left.states[i], candidate, gate)
-    return d_states.at[i].add(d_parent + d_z @ w.T), d_z
+    return d_states.at[i].add(d_parent + w @ d_z), d_z
 
   d_states, d_z = lax.scan(node, d_states, (
       jnp.arange(1, d_states.shape[0]), wiring.prev[1:], wiring.act[1:],
@@ -208,7 +232,7 @@ def _nodes_backward(form, wiring, weights, left, h, d_states):
   d_z0, d_h = pull(wiring.act[0], d_states[0], h, left.candidates[0],
                    left.gates[0])
   return (jnp.concatenate([d_z0[None], d_z]),
-          d_h + d_z0 @ weights.recurrent.T)
+          d_h + weights.recurrent @ d_z0)
 
 
 run.defvjp(_forward, _backward)

@@ -6,6 +6,7 @@ in the same compiled program. Equations and figures: ENAS (Pham et al. 2018),
 and what public code has of it.
 """
 
+from collections.abc import Callable
 import dataclasses
 import math
 from typing import NamedTuple
@@ -26,6 +27,8 @@ NORM_EPSILON = 1e-5
 
 Cell = space_lib.Cell
 Params = dict[str, jax.Array]
+Run = Callable[[jax.Array, jax.Array, jax.Array],
+               tuple[jax.Array, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,6 +234,33 @@ def logits(
 
 def _outputs(child, params, cell, tokens, h, rates, key):
   """tokens [T, B] -> what the softmax reads [T, B, H], the state after."""
+  mean = averaged(child, cell)
+  wiring = cell_lib.Wiring(cell.prev, cell.act, mean / mean.sum())
+  nodes = node_weights(child, params, cell)
+  run = lambda recurrent, inputs, h: cell_lib.run(
+      child.form, wiring, cell_lib.Weights(recurrent, nodes), inputs, h)
+  return around(child, params, run, tokens, h, rates, key)
+
+
+def around(
+    child: Child, params: Params, run: Run, tokens: jax.Array, h: jax.Array,
+    rates: Rates | None, key: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+  """What is around a recurrence: embedding, node 0's input, norm, dropout.
+
+  Args:
+    child: settings.
+    params: shared weights.
+    run: (recurrent weights [H, 2H], inputs [T, B, 2H], h [B, H]) -> outputs
+      [T, B, H] and the state after.
+    tokens: [T, B], int32.
+    h: [B, H], the state before.
+    rates: of dropout; None for evaluation.
+    key: of dropout; None for evaluation.
+
+  Returns:
+    What the softmax reads, [T, B, H], and the state after, [B, H].
+  """
   chex.assert_rank(tokens, 2)
   batch_size, width = tokens.shape[1], child.hidden_size
   chex.assert_shape(h, (batch_size, width))
@@ -241,20 +271,15 @@ def _outputs(child, params, cell, tokens, h, rates, key):
   inputs = x @ params['w0'][:width]
   if child.input_bias:
     inputs = inputs + _rows(params['b0'], 3)
-  weights = cell_lib.Weights(
-      params['w0'][width:] * kept['weight'],
-      node_weights(child, params, cell))
-  wiring = cell_lib.Wiring(cell.prev, cell.act, _shares(child, cell))
-  outputs, h = cell_lib.run(child.form, wiring, weights, inputs, h)
+  outputs, h = run(params['w0'][width:] * kept['weight'], inputs, h)
   return _normalise(child, params, outputs) * kept['output'][None], h
 
 
-def _shares(child, cell):
-  """[N], each node's weight in the mean."""
-  averaged = jnp.ones(child.space.num_nodes).at[0].set(0.)
+def averaged(child: Child, cell: Cell) -> jax.Array:
+  """[N], 1.0 for the nodes of cell [N] that the output averages."""
   if child.output == 'leaves' or child.space.num_nodes == 1:
-    averaged = space_lib.leaves(cell)
-  return averaged / averaged.sum()
+    return space_lib.leaves(cell)
+  return jnp.ones(child.space.num_nodes).at[0].set(0.0)
 
 
 def _normalise(child, params, outputs):

@@ -27,9 +27,8 @@ from nas_jax import statistics
 
 WIDTH = 7.4  # inches of a page
 _COLORS = dict(zip(
-    ('enas', 'reconstruct', 'replay', 'prev_action', 'evolution',
-     'differentiable', 'random', 'halving'), curves.COLORS, strict=True))
-_COLORS |= {'uniform': _COLORS['random'], 'none': _COLORS['enas']}
+    ('enas', 'enas_reconstruct', 'enas_replay', 'enas_prev_action',
+     'evolution', 'darts', 'uniform', 'halving'), curves.COLORS, strict=True))
 _OTHERS = ('#332288', '#882255')
 
 

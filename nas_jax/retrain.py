@@ -90,8 +90,9 @@ def loss_on(
     return h, nll.mean()
 
   count = data.num_windows(streams, window_tokens)
-  return jax.lax.scan(
-      body, model.state(len(streams)), jnp.arange(count))[1].mean()
+  start = mesh_lib.vary_like(
+      model.state(len(streams)), jax.tree.leaves(params)[0])
+  return jax.lax.scan(body, start, jnp.arange(count))[1].mean()
 
 
 def make_round(

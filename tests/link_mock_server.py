@@ -58,9 +58,13 @@ def values_for(prompt, key):
 
 
 def answer(payload, key):
-  """A chat completion; one in nine cannot be read."""
+  """A chat completion; one in nine cannot be read, of 'mute' none can, and
+  'yes' says yes."""
   prompt = payload['messages'][0]['content']
-  text = ('I would rather not.' if digest(key, 'bad') % 9 == 0 else '\n'.join(
+  if payload['model'] == 'yes':
+    return {'choices': [{'message': {'content': '**Yes**, of course.'}}]}
+  mute = payload['model'] == 'mute' or digest(key, 'bad') % 9 == 0
+  text = ('I would rather not.' if mute else '\n'.join(
       f'{i}. {value}.'
       for i, value in enumerate(values_for(prompt, key), start=1)))
   return {'choices': [{'message': {'role': 'assistant', 'content': text}}],

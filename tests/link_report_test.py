@@ -25,7 +25,8 @@ def test_tiny_run_leaves_a_page_that_shows_head_and_tail(tmp_path, capsys):
   page = (tmp_path / 'report.html').read_text()
   assert page.count('data:image/png;base64,') == 4
   for word in ('Head and tail', 'published, 75 %', 'From proposals',
-               'capital'):
+               'capital', 'By unigram, which did not rank them, head and tail '
+               'are apart: delta', 'Of 0 rules a split has fewer'):
     assert word in page
   statement = json.loads(lines[0])
   assert {x['scorer'] for x in statement['likelihoods']} == {
@@ -55,8 +56,12 @@ def test_a_signal_stops_between_events_and_the_run_goes_on(tmp_path):
     ('selector', 'best', 'selector.kind'), ('ranker', 'unigram', 'own ranking'),
     ('search.norm', 'median', 'norm .median.'),
     ('search.quantile', 0.7, 'would meet'),
+    ('search.on_exhausted', 'raise', 'on_exhausted is .raise.; there are'),
+    ('search.max_candidates', -1, 'max_candidates is -1'),
     ('knowledge.kind', 'oracle', 'knowledge.kind'),
     ('knowledge.kind', 'http', 'base_url and model'),
+    ('knowledge', {'kind': 'lm', 'lm': {'mode': 'talk'}}, 'lm.mode is .talk.'),
+    ('knowledge', {'kind': 'lm', 'lm': {'model': '/no'}}, 'model at ./no'),
     ('knowledge.parser', 'xml', 'knowledge.parser'),
     ('critic.kinds', (), 'nothing would be checked'),
     ('critic.kinds', ('nli',), "'nli' is not known"),
@@ -65,7 +70,10 @@ def test_a_signal_stops_between_events_and_the_run_goes_on(tmp_path):
     ('rules', '/absent.json', 'absent.json')])
 def test_a_wrong_field_is_named(tmp_path, field, value, message):
   config = link_default.get_config('tiny')
-  config.update_from_flattened_dict({field: value})
+  if isinstance(value, dict):
+    config[field].update(value)
+  else:
+    config.update_from_flattened_dict({field: value})
   with pytest.raises(ValueError, match=message):
     generate.generate(config, str(tmp_path / 'run'))
 
@@ -82,6 +90,8 @@ def test_the_bound_of_a_rule_by_hand():
   bound = bounds.of_rule(rule, config)
   assert (bound.questions, bound.calls) == (questions, 2 * questions)
   assert bound.completion_tokens == 2 * questions * 1024
+  config.search.max_candidates = 101
+  assert bounds.of_rule(rule, config).questions == 21  # of 5 values and more
 
 
 def test_an_unknown_variant_is_refused():

@@ -3,6 +3,7 @@ name."""
 
 import copy
 import json
+import random
 import subprocess
 import sys
 
@@ -62,6 +63,49 @@ def test_a_factual_variable_is_searched_conclusion_first():
   assert rulefile.parse('rule2', entry).variable('A').role == 'information'
 
 
+BRANCHING = copy.deepcopy(RULE2)
+BRANCHING['premise_map']['grows_in(Z, C)'] = '[Z] grows in [C]'
+BRANCHING['variables']['C'] = ['C', 'Country', False, None]
+
+
+def test_where_constraints_branch_all_wait_for_what_they_are_joined_to():
+  rule = rulefile.parse('branching', BRANCHING)
+  assert graphs.search_order(rule, 'conclusion_first') == tuple('PBZAC')
+  assert graphs.search_order(rule, 'premise_first') == tuple('PAZCB')
+
+
+def forest(edges):
+  """P concludes of A; facts join A to others along the edges of a tree."""
+  names = sorted({name for edge in edges for name in edge})
+  return rulefile.parse('forest', {
+      'premise_map': {'has(P, B)': '[P] has [B]'} | {
+          f'f{i}({x}, {y})': f'[{x}] is of [{y}]'
+          for i, (x, y) in enumerate(edges)},
+      'conclusion_map': {'wants(P, A)': '[P] wants [A]'},
+      'variables': {'P': ['P', 'Person', True, None]} | {
+          name: [name, 'Thing', False, None] for name in names}})
+
+
+def test_any_tree_of_constraints_has_an_order_without_leaps():
+  rng = random.Random(0)
+  for size in range(2, 9):
+    edges = [(rng.choice('ABCDEFGHI'[:i]), 'ABCDEFGHI'[i])
+             for i in range(1, size)]
+    rule = forest(edges)
+    for order in graphs.ORDERS:
+      found = graphs.search_order(rule, order)
+      assert sorted(found) == sorted(v.name for v in rule.variables)
+      assert all(graphs.prompt_predicates(rule, name, found[:i])
+                 for i, name in enumerate(found) if i)
+
+
+def test_a_chain_is_searched_as_published_one_way_and_the_other():
+  edges = [('A', 'D'), ('D', 'C'), ('C', 'B')]
+  assert graphs.search_order(
+      forest(edges), 'conclusion_first') == tuple('PADCB')
+  assert graphs.search_order(forest(edges)) == tuple('PBCDA')
+
+
 def test_the_conclusion_is_asked_of_the_first_variable_only(rule2):
   for order in ('conclusion_first', 'premise_first'):
     names = graphs.search_order(rule2, order)
@@ -117,13 +161,15 @@ def variant(**changes):
 
 
 CYCLE = {'joins(A, B)': '[A] joins [B]'}
-BRANCH = {'grows_in(Z, C)': '[Z] grows in [C]'}
+LONG_CYCLE = {
+    'grows_in(Z, C)': '[Z] grows in [C]', 'eats(C, B)': '[C] eats [B]'}
 C = {'C': ['C', 'Country', False, None]}
 
 
 @pytest.mark.parametrize('entry, message', [
     (variant(premise_map=CYCLE), 'go round in a circle'),
-    (variant(premise_map=BRANCH, variables=C), 'branch at Z.*start.*B'),
+    (variant(premise_map=LONG_CYCLE, variables=C),
+     'in a circle: .*; leave one of them out'),
     (variant(premise_map={'is_old(P)': '[P] is old'}),
      r'is_old\(P\) has 1 argument; a predicate has two'),
     (variant(conclusion_map={'dies(P, B)': '[P] dies of [B]'}),

@@ -23,6 +23,7 @@ from link_jax import generate
 from link_jax import http_model
 from link_jax import journal
 from link_jax import likelihood
+from link_jax import probe
 from tests import link_child
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -180,6 +181,25 @@ def test_an_endpoint_that_is_not_there_is_named(tmp_path):
     generate.generate(config, str(tmp_path))
 
 
+def test_answers_in_no_known_form_end_a_run_that_says_so(serve, tmp_path):
+  config = link_child.tiny(serve().url)
+  config.knowledge.http.model = 'mute'
+  for _ in range(2):  # and again when it goes on
+    with pytest.raises(generate.NothingFound, match=(
+        'no value in any form.*knowledge.parser')):
+      generate.generate(config, str(tmp_path))
+  assert not (tmp_path / 'statements.jsonl').exists()
+
+
+def test_a_run_without_a_statement_says_where_they_were_lost(tmp_path):
+  config = link_child.tiny()
+  config.only_rules = ('capital_positive',)
+  config.search.max_candidates = 1
+  with pytest.raises(generate.NothingFound, match=(
+      'of 2 values proposed, both splits counted, 2 had the right datatype')):
+    generate.generate(config, str(tmp_path))
+
+
 def make_client(url, path):
   return client.Client(
       client.Endpoint(url, calls_per_second=1000.), client.Limits(),
@@ -201,6 +221,18 @@ def test_an_endpoints_likelihood_leaves_the_first_token_out(serve, tmp_path):
   one, = scorer.score([likelihood.Text('a crab is not a nut', 16)])
   assert (one.tokens, one.bytes, one.value_tokens) == (5, 19, 1)
   assert one.sum < one.value_sum < 0
+
+
+def test_an_endpoint_is_probed_by_the_word_that_it_begins_with(
+    serve, tmp_path):
+  config = link_child.tiny()
+  generate.generate(config, str(tmp_path))
+  found = probe.probe(http_model.HttpAnswers(make_client(
+      serve().url, tmp_path / 'c.sqlite'), 'yes'), str(tmp_path), 1, 0)
+  assert found[probe.ALL]['head'].num_statements == 4
+  # It says Yes to all: right are the forms that ask for Yes and are to have it.
+  right = found[probe.ALL]['head'].templates
+  assert right[0] == right[1] == 1 and right[2] == right[3] == right[6] == 0
 
 
 def test_the_number_of_a_call_is_a_part_of_its_key(serve, tmp_path):

@@ -3,6 +3,8 @@
 from collections import Counter
 import copy
 import dataclasses
+import json
+import random
 
 import pytest
 
@@ -11,6 +13,7 @@ from link_jax import expand
 from link_jax import facts
 from link_jax import graphs
 from link_jax import knowledge
+from link_jax import relations
 from link_jax import rulefile
 from link_jax import rules
 from link_jax import search
@@ -173,6 +176,25 @@ def test_a_fact_needs_two_votes_and_no_denial():
   assert not any(denied.found.values())
 
 
+def test_a_rule_whose_facts_branch_is_searched():
+  data = facts.embedded()
+  entry = json.loads((facts.DATA / 'rules.json').read_text())['food_allergy']
+  entry['premise_map']['is_a(Z, K)'] = '[Z] is [a K]'
+  entry['variables']['K'] = ['K', 'Class', False, None]
+  entry['bindings']['is_a(Z, K)'] = 'table:kind_of'
+  entry['types']['K'] = 'kind_of:food'
+  rule = rulefile.parse('branching', entry)
+  found = search.search(rule, make(
+      book=knowledge.FactsModel(data), judge=critic.FactsCritic(data))).found
+  constraints = [p for p in rule.premises if p.kind == 'constraint']
+  assert len(constraints) == 3 and all(found.values())
+  for one in (*found['head'], *found['longtail']):
+    values = dict(one.beam.bindings)
+    for p in constraints:
+      x, y = (values[a] for a in p.arguments)
+      assert relations.parse(p.binding, data).ask(x, y).holds
+
+
 def test_queries_differ_by_seed_and_call(rule):
   def key(call, seed, known='shellfish'):
     return knowledge.Query(
@@ -196,6 +218,43 @@ def test_where_a_value_begins_in_its_text(rule):
   bindings = {'P': 'PersonX', 'A': 'a', 'Z': 'n', 'B': 'B [A]'}
   text = search.text_of(rule, bindings, 'Z')
   assert text.text[text.value_start:].startswith('n is a ingredient in B [A]')
+
+
+def test_a_rule_that_is_short_asks_again_until_its_values_are_spent(rule):
+  def run(max_candidates, book, **settings):
+    by = make(book=book, num_calls=1, values_per_call=1,
+              first_values_per_call=1)
+    return search.search(rule, dataclasses.replace(
+        by, max_candidates=max_candidates, target_per_split=2, **settings))
+
+  class Turns(Book):  # another value in each round
+    def values(self, query):
+      found = super().values(query)
+      return random.Random(query.key()).sample(found, len(found))
+
+  once = run(0, Turns())
+  assert sum(map(len, once.found.values())) <= 2
+  book = Turns()
+  again = run(200, book)
+  assert [len(again.found[s]) for s in search.SPLITS] == [2, 2]
+  assert sum(q.n for q in book.queries) < 200  # full, so it stopped
+  for most in (1, 7, 20):
+    book = Turns()
+    run(most, book)
+    assert sum(q.n for q in book.queries) <= most
+  assert len({q.key() for q in book.queries}) == len(book.queries)
+
+
+def test_a_rule_that_stays_short_is_kept_dropped_or_named(rule):
+  def run(on_exhausted):
+    return search.search(rule, dataclasses.replace(
+        make(), target_per_split=9, max_candidates=300,
+        on_exhausted=on_exhausted)).found
+  assert all(0 < len(ones) < 9 for ones in run('keep').values())
+  assert not any(run('drop').values())
+  with pytest.raises(search.Exhausted, match=(
+      "rule 'rule2' gave 1 of 9 head and 1 of 9 longtail.*max_candidates")):
+    run('stop')
 
 
 class Words(Length):

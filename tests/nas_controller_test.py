@@ -6,9 +6,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from nas_jax import controller as controller_lib
+from nas_jax import enas
+from nas_jax import memory as memory_lib
 from nas_jax import space as space_lib
 from nas_jax import strategies
 
@@ -178,13 +181,10 @@ def test_the_entropy_of_a_sampled_action_is_not_the_entropy():
 
 def train_on_bandit(losses_of, entropy_weight, steps=400):
   controller = Controller(SPACE, hidden_size=16)
-  import optax
-
-  from nas_jax import memory as memory_lib
-  settings = strategies.Reward(
+  settings = enas.Reward(
       scale=1.0, entropy_weight=entropy_weight, samples_per_update=16)
-  strategy = strategies.enas(
-      controller, memory_lib.Memory(), settings, optax.adam(2e-2))
+  strategy = enas.strategy(enas.Settings(
+      controller, memory_lib.Memory(), settings, optax.adam(2e-2)))
   supernet = strategies.Supernet(lambda tokens, key: losses_of(tokens))
 
   @jax.jit
@@ -217,12 +217,12 @@ def test_a_constant_reward_leaves_only_the_entropy():
 
 
 def test_a_loss_that_overflows_is_rewarded_with_zero():
-  settings = strategies.Reward(scale=80.0)
+  settings = enas.Reward(scale=80.0)
   losses = jnp.array([0.0, jnp.inf, jnp.nan, 1e3, jnp.log(40.0)])
-  found = strategies.reward(settings, losses)
+  found = enas.reward(settings, losses)
   np.testing.assert_allclose(found, [80.0, 0, 0, 0, 2.0], rtol=1e-6)
   assert np.all(np.isfinite(jax.vmap(jax.grad(
-      lambda x: strategies.reward(settings, x)))(losses)))
+      lambda x: enas.reward(settings, x)))(losses)))
 
 
 @pytest.mark.parametrize('settings, words', [

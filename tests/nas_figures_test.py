@@ -92,7 +92,7 @@ def test_a_cell_of_any_size_is_saved(tmp_path, space):
 
 
 def test_a_method_has_one_colour():
-  names = ['enas', 'replay', 'random', 'mine', 'yours']
+  names = ['enas', 'enas_replay', 'uniform', 'mine', 'yours']
   found = figures.method_colors(names)
   assert len(set(found.values())) == 5
   assert figures.method_colors(['replay'])['replay'] == found['replay']
@@ -128,7 +128,7 @@ def figure(name, path):
                  'entropy, nats': {'replay': (steps, course)}}, 'round')
     case 'perplexities':
       figures.plot_perplexities(
-          path, {'random': np.exp(losses), 'enas': [120.0] * 9,
+          path, {'uniform': np.exp(losses), 'enas': [120.0] * 9,
                  'replay': [np.inf]})
     case 'decisions':
       figures.plot_decisions(
@@ -143,7 +143,7 @@ def figure(name, path):
       figures.plot_ranking(path, [losses, losses + 1], [losses + course[:24]])
     case 'strategies':
       figures.plot_strategies(
-          path, {'random': [101.0, 99.0, 100.0], 'enas': [98.0]},
+          path, {'uniform': [101.0, 99.0, 100.0], 'enas': [98.0]},
           'test perplexity', {'floor': 90.0})
 
 

@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from nas_jax import controller as controller_lib
+from nas_jax import enas
 from nas_jax import memory as memory_lib
 from nas_jax import space as space_lib
 from nas_jax import strategies
@@ -155,8 +156,8 @@ def run(memory, rounds=3, updates=4):
   """A short search over a made-up loss; the state at its end."""
   space = space_lib.enas(3)
   controller = controller_lib.Controller(space, 8)
-  strategy = strategies.enas(
-      controller, memory, strategies.Reward(), optax.adam(1e-2))
+  strategy = enas.strategy(enas.Settings(
+      controller, memory, enas.Reward(), optax.adam(1e-2)))
   supernet = strategies.Supernet(
       lambda tokens, key: 1 + jnp.mean(tokens.astype(jnp.float32), -1))
   state = strategy.init(jax.random.key(0))

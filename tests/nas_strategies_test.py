@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from nas_jax import controller as controller_lib
+from nas_jax import enas
 from nas_jax import memory as memory_lib
 from nas_jax import space as space_lib
 from nas_jax import strategies
@@ -36,14 +37,14 @@ def discretise(alpha):
 
 MAKE = {
     'uniform': lambda: strategies.uniform(SPACE, 8),
-    'enas': lambda: strategies.enas(
+    'enas': lambda: enas.strategy(enas.Settings(
         controller_lib.Controller(SPACE, 16), memory_lib.Memory(),
-        strategies.Reward(scale=10.0, samples_per_update=8),
-        optax.adam(1e-2)),
+        enas.Reward(scale=10.0, samples_per_update=8), optax.adam(1e-2))),
     'evolution': lambda: strategies.evolution(SPACE, 32, 8, 8),
     'halving': lambda: strategies.halving(SPACE, 64, 300, 8),
     'differentiable': lambda: strategies.differentiable(
-        SPACE, optax.adam(3e-2), discretise),
+        lambda key: 1e-3 * jax.random.normal(key, (7, 4)), discretise,
+        optax.adam(3e-2)),
 }
 
 

@@ -17,6 +17,7 @@ from configs import stn_linear
 from configs import stn_ptb
 from configs import stn_ridge
 from core_jax import folder
+from core_jax import seeds
 from stn_jax import baselines
 from stn_jax import compare
 from stn_jax import data
@@ -115,7 +116,7 @@ def test_the_same_command_again_trains_nothing_and_says_the_same(
 
 def test_seeds_are_compared_in_one_table(digits_run):
   _, path, summary = digits_run
-  text = compare.table(compare.read([str(path), str(path)]))
+  text = compare.table(seeds.read([str(path), str(path)]))
   assert '| Delta-STN | 3 |' in text
   assert f'{summary["delta_stn_test_loss"]:.4g} ± 0' in text
 

@@ -1,0 +1,135 @@
+"""Runs of one config over seeds, as the tables of the paper's claims:
+
+  python -m nas_jax.compare runs/nas-0 runs/nas-1 runs/nas-2
+
+Each argument is the folder of a finished run of `nas_jax.main`.
+"""
+
+import argparse
+from collections.abc import Mapping
+from collections.abc import Sequence
+import sys
+from typing import Any
+
+import numpy as np
+
+from core_jax import seeds
+from nas_jax import report
+from nas_jax import statistics
+
+Summaries = Sequence[Mapping[str, Any]]
+
+_RESAMPLES = 10_000
+_POLICY = 'policy_'
+_END = '_uniform_l2_edit_distance_spearman'
+_SEARCH = {'candidates_perplexity': 'candidates, shared weights',
+           'shared_perplexity': 'the best of them',
+           'valid_perplexity': 'from scratch, valid',
+           'test_perplexity': 'from scratch, test'}
+
+
+def rows(summaries: Summaries) -> list[str]:
+  """Names of what was compared, methods first."""
+  ends = '_cost'
+  found = [name.removesuffix(ends) for name in summaries[0]
+           if name.endswith(ends)]
+  return [name for name in found if not name.startswith('random/')]
+
+
+def search_table(summaries: Summaries) -> str:
+  """Markdown: what each method found, and how surely it beats chance.
+
+  'Difference' is of test perplexities from scratch to random search's, with
+  its 95 % bootstrap interval, the share of resamples in which the method is
+  better, and the p of exchanging signs.
+  """
+  head = ['', 'cost', *_SEARCH.values(), 'difference to random search',
+          'better', 'p']
+  lines = [_line(head), _line(['---'] * len(head))]
+  chance = [s.get('uniform_test_perplexity') for s in summaries]
+  for name in rows(summaries):
+    mine = [s.get(f'{name}_test_perplexity') for s in summaries]
+    cells = [seeds.cell([s[f'{name}_{c}'] for s in summaries])
+             if f'{name}_{c}' in summaries[0] else '' for c in _SEARCH]
+    lines.append(_line([
+        report.title(name), f'{summaries[0][f"{name}_cost"]:.1f}', *cells,
+        *_against(mine, chance, name)]))
+  return '\n'.join(lines)
+
+
+def _against(mine, chance, name):
+  if name == 'uniform' or None in mine or None in chance:
+    return '', '', ''
+  found = statistics.paired_comparison(
+      mine, chance, num_resamples=_RESAMPLES, seed=0)
+  return (f'{found["difference"]:+.3f} ({found["low"]:+.3f} to '
+          f'{found["high"]:+.3f})', f'{found["probability_better"]:.2f}',
+          f'{found["p"]:.2g}')
+
+
+def knowledge_table(summaries: Summaries) -> str:
+  """Markdown: what hidden states know of cells, by Spearman's rho of L2.
+
+  The same random cells for every controller and seed; in brackets the number
+  of seeds with p < .05 by permutations.
+  """
+  names = [name.removeprefix(_POLICY).removesuffix(_END)
+           for name in summaries[0]
+           if name.startswith(_POLICY) and name.endswith(_END)]
+  measures = {'uniform_l2_edit_distance': 'edit distance',
+              'uniform_l2_tree_distance': 'tree distance',
+              'uniform_l2_common_connections': 'common connections',
+              'uniform_l2_common_activations': 'common activations',
+              'uniform_l2_loss_difference': 'loss difference',
+              'own_l2_edit_distance': 'its own cells: edit distance'}
+  head = ['', *measures.values(), 'conditioning', 'entropy, nats']
+  lines = [_line(head), _line(['---'] * len(head))]
+  for name in names:
+    get = lambda key, name=name: [
+        s.get(f'{_POLICY}{name}_{key}') for s in summaries]
+    cells = []
+    for measure in measures:
+      effects, ps = get(f'{measure}_spearman'), get(f'{measure}_p')
+      known = [p for p in ps if p is not None]
+      cells.append(
+          f'{seeds.cell(effects)} ({sum(p < 0.05 for p in known)})'
+          if known else '')
+    lines.append(_line([
+        report.title(name), *cells, seeds.cell(get('prefix_overall')),
+        seeds.cell(get('decisions_total_entropy'))]))
+  return '\n'.join(lines)
+
+
+def effect(summaries: Summaries, one: str, other: str) -> str:
+  """A sentence: by how much rho with edit distance differs."""
+  a, b = ([s[f'{_POLICY}{name}{_END}'] for s in summaries]
+          for name in (one, other))
+  found = statistics.paired_comparison(
+      np.negative(a), np.negative(b), num_resamples=_RESAMPLES, seed=0)
+  return (f'rho(hidden states, edit distance): {report.title(one)} over '
+          f'{report.title(other)} by {-found["difference"]:+.3f} '
+          f'({-found["high"]:+.3f} to {-found["low"]:+.3f}), p = '
+          f'{found["p"]:.2g}')
+
+
+def _line(cells):
+  return f'| {" | ".join(str(c) for c in cells)} |'
+
+
+def main() -> None:
+  """The command line."""
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('folders', nargs='+', metavar='FOLDER')
+  args = parser.parse_args()
+  try:
+    summaries = seeds.read(args.folders)
+  except ValueError as e:
+    sys.exit(f'error: {e}')
+  print(search_table(summaries), knowledge_table(summaries), sep='\n\n')
+  for name in rows(summaries):
+    if f'{_POLICY}{name}{_END}' in summaries[0] and name != 'enas':
+      print(f'\n{effect(summaries, name, "enas")}')
+
+
+if __name__ == '__main__':
+  main()

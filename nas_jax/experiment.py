@@ -1,0 +1,186 @@
+"""A config's text, child network and strategies: what its stages share."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from nas_jax import child as child_lib
+from nas_jax import controller as controller_lib
+from nas_jax import darts
+from nas_jax import data
+from nas_jax import enas
+from nas_jax import memory as memory_lib
+from nas_jax import models
+from nas_jax import search
+from nas_jax import space as space_lib
+from nas_jax import strategies
+
+Config = ml_collections.ConfigDict
+
+METHODS = {
+    'enas': "ENAS' controller",
+    'enas_replay': 'ENAS, replaying a memory',
+    'enas_reconstruct': 'ENAS, reconstructing a memory',
+    'enas_prev_action': 'ENAS, telling the last action',
+    'uniform': 'random search',
+    'evolution': 'regularised evolution',
+    'halving': 'successive halving',
+    'darts': 'first-order DARTS',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """What the stages of a config have in common.
+
+  Attributes:
+    config: of the run.
+    corpus: text.
+    child: the network over shared weights.
+    text: the same text as streams, numpy.
+    test: streams to test on, [B', L''].
+  """
+  config: Config
+  corpus: data.Corpus
+  child: child_lib.Child
+  text: search.Data
+  test: np.ndarray
+
+  @property
+  def space(self) -> space_lib.Space:
+    return self.child.space
+
+
+def setup(config: Config) -> Setup:
+  """Reads the text and builds what all stages need.
+
+  Raises:
+    ValueError: a field that does not fit, by name.
+  """
+  space = make_space(config.space)
+  corpus = data.load(config)
+  child = child_lib.Child(space, corpus.vocab_size, **config.child)
+  rows = lambda split, size: data.streams(
+      corpus.splits[split], size, config.window_tokens)
+  return Setup(
+      config, corpus, child,
+      search.Data(rows('train', config.batch_size),
+                  rows('valid', config.valid_batch_size)),
+      rows('test', config.valid_batch_size))
+
+
+def make_space(fields: Mapping[str, Any]) -> space_lib.Space:
+  """config.space -> the space; 'enas' has `num_nodes` too."""
+  fields = dict(fields)
+  kind = fields.pop('kind')
+  if kind not in space_lib.SPACES:
+    raise space_lib.SpaceError(
+        f'space.kind={kind!r}; there are {", ".join(space_lib.SPACES)}')
+  if kind != 'enas':
+    fields.pop('num_nodes', None)
+  return space_lib.SPACES[kind](**fields)
+
+
+def make_rates(fields: Mapping[str, float]) -> child_lib.Rates | None:
+  """config.rates -> Rates; None where nothing is dropped."""
+  rates = child_lib.Rates(**fields)
+  for name, rate in rates._asdict().items():
+    if not 0 <= rate < 1:
+      raise ValueError(f'rates.{name}={rate} is not in [0, 1)')
+  return rates if any(rates) else None
+
+
+def make_optimizer(
+    fields: Mapping[str, Any], updates_per_round: int
+) -> optax.GradientTransformation:
+  """Clipping, weight decay, SGD or Adam with a rate that decays by rounds.
+
+  An update that is not finite is left out.
+
+  Args:
+    fields: kind, lr, clip_norm, weight_decay, decay (a round) and
+      decay_from_round, before which the rate is constant.
+    updates_per_round: of this optimizer.
+  """
+  kinds = {'sgd': optax.sgd, 'adam': optax.adam}
+  if fields['kind'] not in kinds:
+    raise ValueError(f'optimizer.kind={fields["kind"]!r}; there are '
+                     f'{", ".join(kinds)}')
+  lr = optax.exponential_decay(
+      fields['lr'], updates_per_round, fields['decay'],
+      transition_begin=fields['decay_from_round'] * updates_per_round,
+      staircase=True)
+  parts = [kinds[fields['kind']](lr)]
+  if fields['weight_decay']:
+    parts.insert(0, optax.add_decayed_weights(fields['weight_decay']))
+  if fields['clip_norm']:
+    parts.insert(0, optax.clip_by_global_norm(fields['clip_norm']))
+  return optax.apply_if_finite(optax.chain(*parts), np.iinfo(np.int32).max)
+
+
+def make_memory(config: Config, method: str) -> memory_lib.Memory:
+  """config.memory with the kind of the method."""
+  kind = method.removeprefix('enas').removeprefix('_') or 'none'
+  return memory_lib.Memory(kind, **config.memory)
+
+
+def make_controller(config: Config, space: space_lib.Space
+                    ) -> controller_lib.Controller:
+  """config.controller; `lr` is its optimizer's."""
+  fields = dict(config.controller)
+  fields.pop('lr')
+  return controller_lib.Controller(space, **fields)
+
+
+def make_strategy(run: Setup, method: str) -> strategies.Strategy:
+  """The strategy of a method's name."""
+  config, space = run.config, run.space
+  reward = enas.Reward(**config.reward)
+  num_evaluated = reward.samples_per_update
+  match method:
+    case 'uniform':
+      return strategies.uniform(space, num_evaluated)
+    case 'evolution':
+      return strategies.evolution(
+          space, num_evaluated=num_evaluated, **config.evolution)
+    case 'halving':
+      return strategies.halving(
+          space, config.halving.num_cells,
+          config.num_rounds * config.strategy_updates, num_evaluated)
+    case 'darts':
+      tx = optax.chain(
+          optax.add_decayed_weights(config.darts.weight_decay),
+          optax.adam(config.darts.lr))
+      return strategies.differentiable(
+          lambda key: darts.init_alpha(run.child, key),
+          lambda alpha: space_lib.encode(
+              space, darts.discretise(space, alpha)), tx)
+  if method not in METHODS:
+    raise ValueError(
+        f'methods has {method!r}; there are {", ".join(METHODS)}')
+  return enas.strategy(enas.Settings(
+      make_controller(config, space), make_memory(config, method), reward,
+      optax.adam(config.controller.lr)))
+
+
+def perplexity(loss: Any) -> Any:
+  """Nats a token -> perplexity; infinite where it overflows."""
+  with np.errstate(over='ignore'):
+    return np.exp(np.asarray(loss, np.float64))
+
+
+def derived(tokens: Any, losses: Any) -> Any:
+  """Of candidates [n, S] with losses [n] the best's tokens, [S]."""
+  return tokens[jnp.argmin(losses)]
+
+
+def lstm_size(run: Setup) -> int:
+  """Hidden size of the LSTM with as many parameters as a found cell."""
+  count = child_lib.count_params(
+      dataclasses.replace(run.child, sharing='node'))
+  return models.equal_lstm(run.corpus.vocab_size, count)

@@ -1,0 +1,265 @@
+"""What a run shows: figures of merit, what controllers know, the report."""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from nas_jax import analysis
+from nas_jax import controller as controller_lib
+from nas_jax import data
+from nas_jax import derive
+from nas_jax import experiment
+from nas_jax import models
+from nas_jax import retrain
+from nas_jax import space as space_lib
+
+_UNIFORM_SEED, _POLICY_SEED = 11, 12
+
+
+def num_windows(run: experiment.Setup, wanted: int) -> int:
+  """Windows of the validation text in a measurement; 0 asks for all."""
+  there = data.num_windows(run.text.valid, run.config.window_tokens)
+  return min(wanted, there) if wanted else there
+
+
+def costs(config: experiment.Config, run: experiment.Setup
+          ) -> dict[str, float]:
+  """Tokens trained on, a forward pass alone counted as a third.
+
+  Returns:
+    'search' of one method with its derivation, 'scratch' of one training.
+  """
+  window = config.window_tokens
+  train, valid = config.batch_size * window, config.valid_batch_size * window
+  evaluated = config.num_rounds * config.strategy_updates * (
+      config.reward.samples_per_update)
+  derived = config.derive.num_cells * num_windows(
+      run, config.derive.num_windows)
+  search = config.num_rounds * config.shared_updates * train
+  fields = config.retrain
+  return {'search': search + (evaluated + derived) * valid / 3,
+          'scratch': fields.num_rounds * fields.updates_per_round * train}
+
+
+def test_losses(
+    run: experiment.Setup, model: models.Model, found: Mapping[str, Any]
+) -> np.ndarray:
+  """[R], nats a token of trained models on the test text."""
+  window = run.config.window_tokens
+
+  @jax.jit
+  def losses(params, arch, streams):
+    return jax.lax.map(
+        lambda x: retrain.loss_on(model, *x, streams, window), (params, arch))
+
+  return np.asarray(losses(found['params'], found['arch'], run.test))
+
+
+def scratch_rows(
+    run: experiment.Setup, found: Mapping[str, Any],
+    names: Sequence[tuple[str, int]],
+) -> dict[str, dict[str, float]]:
+  """Name -> figures of what was trained from scratch, means over seeds."""
+  if 'retrain' not in found:
+    return {}
+  rows: dict[str, dict[str, list[float]]] = {}
+  tests = test_losses(run, models.single(run.child), found['retrain'])
+  valids = np.asarray(found['retrain']['valid_losses'])
+  for (name, _), valid, test in zip(names, valids, tests, strict=True):
+    row = rows.setdefault(name, {'valid': [], 'test': []})
+    row['valid'].append(float(valid))
+    row['test'].append(float(test))
+  if 'lstm' in found:
+    size = experiment.lstm_size(run)
+    model = models.lstm(
+        run.corpus.vocab_size, size, run.config.child.init_scale)
+    rows['lstm'] = {
+        'valid': [float(x) for x in found['lstm']['valid_losses']],
+        'test': [float(x) for x in test_losses(run, model, found['lstm'])]}
+  return {name: _means(row) for name, row in rows.items()} | _best_random(
+      rows)
+
+
+def _means(row):
+  return {f'{part}_perplexity': float(experiment.perplexity(np.mean(x)))
+          for part, x in row.items()}
+
+
+def _best_random(rows):
+  """The random cell with the least validation loss, and their mean."""
+  random = [row for name, row in rows.items() if name.startswith('random/')]
+  if not random:
+    return {}
+  best = min(random, key=lambda row: row['valid'][0])
+  everything = {part: [row[part][0] for row in random]
+                for part in ('valid', 'test')}
+  return {'random_best': _means(best), 'random_mean': _means(everything)}
+
+
+class Measures(NamedTuple):
+  """Programs that measure what searches found, compiled once for all.
+
+  Attributes:
+    losses: (shared weights, tokens [M, S]) -> [M], nats a token of cells, as
+      in deriving.
+    sample: (policy's params, key, start) -> Decisions of `num_cells` cells.
+    score: (policy's params, tokens [M, S]) -> Decisions.
+  """
+  losses: Callable[[Any, Any], np.ndarray]
+  sample: Callable[..., controller_lib.Decisions]
+  score: Callable[..., controller_lib.Decisions]
+
+
+def make_measures(run: experiment.Setup) -> Measures:
+  """The programs of a config."""
+  config = run.config
+  windows = num_windows(run, config.derive.num_windows)
+  controller = experiment.make_controller(config, run.space)
+
+  @jax.jit
+  def losses(shared, tokens, valid):
+    return jax.lax.map(
+        lambda row: derive.loss_on(
+            run.child, shared, space_lib.decode(run.space, row), valid,
+            config.window_tokens, windows), tokens)
+
+  sample = jax.jit(lambda params, key, start: controller_lib.sample(
+      controller, params, key, config.analysis.num_cells, start))
+  score = jax.jit(lambda params, tokens: controller_lib.score(
+      controller, params, tokens))
+  return Measures(
+      lambda shared, tokens: np.asarray(
+          losses(shared, tokens, run.text.valid)),
+      lambda *args: jax.device_get(sample(*args)),
+      lambda *args: jax.device_get(score(*args)))
+
+
+def uniform_tokens(run: experiment.Setup, num: int) -> np.ndarray:
+  """[num, S], the same random cells for every method and seed."""
+  cells = space_lib.sample(run.space, jax.random.key(_UNIFORM_SEED), num)
+  return np.asarray(space_lib.encode(run.space, cells))
+
+
+def policy_report(
+    run: experiment.Setup, measures: Measures, policy: Any,
+    shared: Any = None,
+) -> dict[str, Any]:
+  """What a controller knows, by its own cells and by the same random ones.
+
+  Args:
+    run: of the config.
+    measures: of the run.
+    policy: the controller's params.
+    shared: the shared weights, by which losses of cells are measured.
+
+  Returns:
+    'own' and 'uniform': hidden-state reports; 'decisions', 'random_start':
+    entropy and confidence; 'prefix': conditioning; 'hidden' [M, h] and
+    'losses' [M], nats or None, of the random cells.
+  """
+  fields = run.config.analysis
+  controller = experiment.make_controller(run.config, run.space)
+  key = jax.random.key(run.config.seed + _POLICY_SEED)
+  own = measures.sample(policy, key, controller_lib.zero_start(controller))
+  elsewhere = measures.sample(policy, key, controller_lib.random_start(
+      controller, jax.random.fold_in(key, 1)))
+  random = measures.score(policy, uniform_tokens(run, fields.num_cells))
+  losses, by_chance = (
+      None if shared is None else measures.losses(shared, x.tokens)
+      for x in (own, random))
+
+  def states(decisions, losses):
+    told = losses is not None and np.isfinite(losses).sum() > 2
+    return analysis.hidden_state_report(
+        decisions.hidden[:, -1], space_lib.decode(run.space, decisions.tokens),
+        losses if told else None,
+        num_permutations=fields.num_permutations, seed=run.config.seed)
+
+  probs = lambda decisions: np.exp(decisions.log_probs)
+  return {
+      'own': states(own, losses), 'uniform': states(random, by_chance),
+      'decisions': analysis.decision_report(probs(own)),
+      'random_start': analysis.decision_report(probs(elsewhere)),
+      'prefix': analysis.prefix_conditioning(
+          random.tokens, probs(random)),
+      'hidden': random.hidden[:, -1], 'losses': by_chance,
+  }
+
+
+def method_row(
+    measures: Measures, found: Mapping[str, Any], method: str,
+    random: np.ndarray,
+) -> dict[str, float]:
+  """A search's figures by its own shared weights.
+
+  Args:
+    measures: of the run.
+    found: results of the run's stages.
+    method: whose.
+    random: tokens [M, S] of random cells.
+
+  Returns:
+    Perplexities of the derived cell, and medians of the strategy's candidates
+    and of random cells under the same weights.
+  """
+  candidates = np.asarray(found[f'derive_{method}']['losses'])
+  by_chance = measures.losses(found[f'search_{method}']['shared'], random)
+  perplexity = lambda x: float(experiment.perplexity(x))
+  return {
+      'shared_perplexity': perplexity(candidates.min()),
+      'candidates_perplexity': perplexity(np.median(candidates)),
+      'random_cells_perplexity': perplexity(np.median(by_chance))}
+
+
+def collect(
+    run: experiment.Setup, found: Mapping[str, Any],
+    names: Sequence[tuple[str, int]],
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+  """All figures of a finished run.
+
+  Args:
+    run: of the config.
+    found: results of its stages.
+    names: (whose cell, seed) of what was trained from scratch.
+
+  Returns:
+    Name -> figures, and method -> `policy_report`, where it has a controller.
+  """
+  measures = make_measures(run)
+  random = uniform_tokens(run, run.config.analysis.num_cells)
+  spent, scratch = costs(run.config, run), scratch_rows(run, found, names)
+  in_trainings = spent['search'] / max(spent['scratch'], 1.0)
+  rows = {}
+  for method in run.config.methods:
+    rows[method] = {
+        'cost': in_trainings + 1, **method_row(measures, found, method, random),
+        **scratch.pop(method, {})}
+  for name, row in scratch.items():
+    cost = run.config.retrain.random_cells if name == 'random_best' else 1
+    rows[name] = {'cost': float(cost), **row}
+  policies = {
+      method: policy_report(
+          run, measures, searched['strategy']['params']['policy'],
+          searched['shared'])
+      for method in run.config.methods
+      if 'params' in (searched := found[f'search_{method}'])['strategy']}
+  if policies:
+    # What a correlation is to be compared with: 0 it is not.
+    start = controller_lib.init_params(
+        experiment.make_controller(run.config, run.space),
+        jax.random.key(run.config.seed))
+    policies['untrained'] = policy_report(run, measures, start)
+  return rows, policies
+
+
+def numbers(tree: Mapping[str, Any]) -> dict[str, Any]:
+  """The same nested dicts without what is no single number."""
+  return {
+      name: numbers(value) if isinstance(value, Mapping) else value
+      for name, value in tree.items()
+      if isinstance(value, Mapping) or np.ndim(value) == 0}

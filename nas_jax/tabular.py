@@ -1,0 +1,240 @@
+"""A tabular benchmark: every cell of a small space, trained from scratch.
+
+  python -m nas_jax.tabular build --workdir=runs/tabular
+  python -m nas_jax.tabular rank runs/small-0 runs/small-1 runs/small-2
+
+`build` trains all cells of `configs/nas_markov.py:small` and writes the table
+that the package ships. `rank` takes finished runs of that config that have
+searched at random, and says how well their shared weights rank the cells.
+`load` and `Table.query` are for other programs.
+"""
+
+import argparse
+from collections.abc import Mapping
+from collections.abc import Sequence
+import csv
+import dataclasses
+import io
+import json
+import pathlib
+import runpy
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from core_jax import checkpoint
+from core_jax import folder
+from core_jax import loop
+from nas_jax import analysis
+from nas_jax import child as child_lib
+from nas_jax import experiment
+from nas_jax import figures
+from nas_jax import models
+from nas_jax import results
+from nas_jax import retrain
+from nas_jax import space as space_lib
+from nas_jax import train
+
+SHIPPED = pathlib.Path(__file__).parent / 'tables' / 'markov3.csv'
+_FIELDS = ('seed', 'tokens', 'valid_nats', 'test_nats')
+# Truths closer than this are taken as tied by the sparse tau.
+_TIE_NATS = 0.01
+
+
+class TableError(ValueError):
+  """A table that cannot be read; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """Losses of all cells of a space, each trained by itself.
+
+  Attributes:
+    space: of the cells.
+    tokens: [M, S], in the order of `space.enumerate_cells`.
+    valid: [seeds, M], nats a token.
+    test: [seeds, M], nats a token.
+  """
+  space: space_lib.Space
+  tokens: np.ndarray
+  valid: np.ndarray
+  test: np.ndarray
+
+  def query(self, cell: space_lib.Cell) -> dict[str, Any]:
+    """valid_nats and test_nats [seeds] of one cell, and its rank, 0 the best.
+
+    Raises:
+      SpaceError: the cell is of another space.
+    """
+    cell = space_lib.check_cell(self.space, cell)
+    place = int(space_lib.index(
+        self.space, np.asarray(space_lib.encode(self.space, cell))))
+    means = self.valid.mean(0)
+    return {'valid_nats': self.valid[:, place],
+            'test_nats': self.test[:, place],
+            'rank': int((means < means[place]).sum())}
+
+
+def load(path: str | pathlib.Path = SHIPPED, num_nodes: int = 3) -> Table:
+  """Reads a table; by default the shipped one.
+
+  Raises:
+    TableError: it is no table, or does not hold every cell for every seed.
+  """
+  space = space_lib.enas(num_nodes)
+  shape = space.size
+  losses: dict[str, dict[int, np.ndarray]] = {'valid': {}, 'test': {}}
+  try:
+    with open(path, newline='') as file:
+      for row in csv.DictReader(file):
+        tokens = space_lib.check_tokens(
+            space, [int(t) for t in row['tokens'].split()])
+        place = int(space_lib.index(space, tokens))
+        for part, found in losses.items():
+          mine = found.setdefault(int(row['seed']), np.full(shape, np.nan))
+          mine[place] = float(row[f'{part}_nats'])
+  except (KeyError, OSError, TypeError, ValueError) as e:
+    raise TableError(f'{path} is no table of cells: {e!r}') from e
+  stacked = {part: np.stack([found[s] for s in sorted(found)])
+             for part, found in losses.items() if found}
+  if not stacked or np.isnan(stacked['valid']).any():
+    raise TableError(f'{path} lacks cells: a table has all {shape} for each '
+                     'of its seeds')
+  tokens = np.asarray(space_lib.encode(
+      space, space_lib.enumerate_cells(space)))
+  return Table(space, tokens, stacked['valid'], stacked['test'])
+
+
+def build(
+    config: ml_collections.ConfigDict, workdir: str, num_seeds: int
+) -> str:
+  """Trains every cell `num_seeds` times; returns the table as CSV."""
+  run = experiment.setup(config)
+  path = folder.claim(workdir, config)
+  cells = space_lib.enumerate_cells(run.space)
+  tokens = np.asarray(space_lib.encode(run.space, cells))
+  seeds = np.repeat(np.arange(num_seeds), len(tokens))
+  # A cell's weights start otherwise for each cell too.
+  starts = config.seed + np.arange(len(seeds))
+  arch = jax.tree.map(lambda x: np.tile(x, (num_seeds, 1)), tuple(cells))
+  model = models.single(run.child)
+  stage = train.scratch_stage(
+      run, 'cells', model, starts.tolist(),
+      lambda found: {'arch': jax.tree.map(jnp.asarray, arch),
+                     'data': run.text})
+  print(f'{len(tokens)} cells, {num_seeds} seeds: {len(seeds)} trainings of '
+        f'{config.retrain.num_rounds} x {config.retrain.updates_per_round} '
+        f'updates; results go to {path}', flush=True)
+  found = loop.fit([stage], config, str(path))['cells']
+  tests = results.test_losses(run, model, found)
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator='\n')
+  writer.writerow(_FIELDS)
+  for seed, row, valid, test in zip(
+      seeds, np.tile(tokens, (num_seeds, 1)), found['valid_losses'], tests,
+      strict=True):
+    writer.writerow([seed, ' '.join(map(str, row)), f'{valid:.5f}',
+                     f'{test:.5f}'])
+  return text.getvalue()
+
+
+def shared_losses(workdir: str) -> np.ndarray:
+  """[M], nats of all cells on the whole validation text, by shared weights.
+
+  Args:
+    workdir: of a finished run that searched at random.
+
+  Raises:
+    TableError: the run is not finished, or had no random search.
+  """
+  path = pathlib.Path(workdir).absolute()
+  try:
+    config = ml_collections.ConfigDict(
+        json.loads((path / 'config.json').read_text()))
+  except (OSError, ValueError) as e:
+    raise TableError(f'{workdir} is no run: {e}') from e
+  if 'uniform' not in config.methods:
+    raise TableError(f"{workdir} has methods={config.methods}; ranks are of "
+                     "'uniform', which favours no cell")
+  run = experiment.setup(config)
+  end = config.num_rounds
+  for method in config.methods:
+    if method == 'uniform':
+      break
+    end += config.num_rounds + (
+        config.derive.num_cells // config.derive.chunk)
+  with checkpoint.manager(str(path), keep=config.keep, milestones=()) as mgr:
+    if end not in mgr.all_steps():
+      raise TableError(f'{workdir} has not finished its random search')
+    shared = checkpoint.restore_params(mgr, end)['shared']
+  model = models.Model(
+      lambda key: None,
+      lambda size: child_lib.initial_state(run.child, size),
+      lambda params, arch, tokens, h, rates, key:
+          child_lib.negative_log_likelihood(
+              run.child, params, space_lib.Cell(*arch), tokens, h))
+  cells = space_lib.enumerate_cells(run.space)
+
+  @jax.jit
+  def losses(shared, cells, streams):
+    return jax.lax.map(
+        lambda cell: retrain.loss_on(
+            model, shared, cell, streams, config.window_tokens), cells)
+
+  return np.asarray(losses(
+      shared, jax.tree.map(jnp.asarray, tuple(cells)), run.text.valid))
+
+
+def rank(
+    workdirs: Sequence[str], table: Table, picture: str = ''
+) -> Mapping[str, Any]:
+  """How well shared weights of some runs rank the cells of the table."""
+  shared = np.stack([shared_losses(path) for path in workdirs])
+  if shared.shape[1] != len(table.tokens):
+    raise TableError(f'the runs have {shared.shape[1]} cells, the table '
+                     f'{len(table.tokens)}: use configs/nas_markov.py:small')
+  if picture:
+    figures.plot_ranking(picture, shared, table.valid)
+  return analysis.rank_report(shared, table.valid, width=_TIE_NATS)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """The command line."""
+  parser = argparse.ArgumentParser(
+      prog='python -m nas_jax.tabular', description=__doc__.split('\n')[0])
+  commands = parser.add_subparsers(dest='command', required=True)
+  make = commands.add_parser('build', help='train every cell')
+  make.add_argument('--config', default='configs/nas_markov.py:small')
+  make.add_argument('--workdir', default='runs/nas_jax-tabular')
+  make.add_argument('--seeds', type=int, default=3)
+  make.add_argument('--out', default='', help='CSV; default: in the workdir')
+  compare = commands.add_parser('rank', help='rank cells by shared weights')
+  compare.add_argument('runs', nargs='+', help='finished runs, one a seed')
+  compare.add_argument('--table', default=str(SHIPPED))
+  compare.add_argument('--picture', default='', help='PNG to draw')
+  args = parser.parse_args(argv)
+  try:
+    if args.command == 'build':
+      out = args.out or f'{args.workdir}/table.csv'
+      text = build(read_config(args.config), args.workdir, args.seeds)
+      folder.write_text(pathlib.Path(out), text)
+      print(f'Table: {out}')
+    else:
+      report = rank(args.runs, load(args.table), args.picture)
+      print(json.dumps(report, indent=2))
+  except (checkpoint.CheckpointError, OSError, ValueError) as e:
+    sys.exit(f'error: {e}')
+
+
+def read_config(text: str) -> ml_collections.ConfigDict:
+  """'FILE.py:variant' -> its config, locked."""
+  path, _, variant = text.partition(':')
+  return runpy.run_path(path)['get_config'](variant).lock()
+
+
+if __name__ == '__main__':
+  main()

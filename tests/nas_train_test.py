@@ -1,0 +1,213 @@
+"""Searches from config to report: one trace, exact resume, any mesh."""
+
+import dataclasses
+import json
+import math
+import os
+import runpy
+import signal
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import nas_markov
+from core_jax import loop
+from core_jax import mesh as mesh_lib
+from core_jax import seeds
+from nas_jax import compare
+from nas_jax import experiment
+from nas_jax import search
+from nas_jax import space as space_lib
+from nas_jax import train
+
+
+def tiny(**changes):
+  config = nas_markov.get_config('tiny')
+  config.update_from_flattened_dict(changes)
+  return config.lock()
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  path = tmp_path_factory.mktemp('nas') / 'run'
+  config = tiny()
+  return config, path, train.train_and_evaluate(config, str(path))
+
+
+def test_a_run_leaves_cells_summary_report_and_figures(finished):
+  config, path, summary = finished
+  assert (path / 'report.html').stat().st_size > 100_000
+  assert summary == json.loads((path / 'summary.json').read_text())
+  space = experiment.make_space(config.space)
+  cells = json.loads((path / 'cells.json').read_text())
+  assert list(cells) == list(config.methods)
+  for method, cell in cells.items():
+    space_lib.from_json(space, cell)
+    floor = 2.0  # of this source, nearly
+    assert floor < summary[f'{method}_test_perplexity'] < 6.2
+    assert summary[f'{method}_shared_perplexity'] <= (
+        summary[f'{method}_candidates_perplexity'])
+  for method in ('enas', 'enas_reconstruct'):
+    assert -1 <= summary[
+        f'policy_{method}_uniform_l2_edit_distance_spearman'] <= 1
+  assert {p.name for p in (path / 'figures').iterdir()} >= {
+      'cells.png', 'hidden.png', 'decisions.png', 'scratch.png',
+      'candidates.png', 'states.png', 'search.png', 'pairs_enas.png'}
+
+
+def test_the_same_command_again_says_the_same(finished):
+  config, path, summary = finished
+  again = train.train_and_evaluate(config, str(path))
+  assert {k: v for k, v in again.items() if k != 'wall_seconds'} == {
+      k: v for k, v in summary.items() if k != 'wall_seconds'}
+
+
+def rounds(stage, num):
+  """The stage's state after `num` rounds, and the last metrics."""
+  frozen = mesh_lib.put(stage.frozen({}), stage.mesh, jax.P())
+  layout = mesh_lib.shardings(stage.mesh, stage.state_spec)
+  state = jax.jit(stage.init, out_shardings=layout)(frozen)
+  compiled = mesh_lib.compile_step(stage.step, stage.mesh, stage.state_spec)
+  for _ in range(num):
+    state, metrics = compiled(state, {}, frozen)
+  return state, metrics
+
+
+@pytest.mark.parametrize('method', list(experiment.METHODS))
+def test_one_program_serves_all_architectures(method):
+  chex.clear_trace_counter()
+  config = tiny()
+  stage = train.search_stage(experiment.setup(config), method)
+  state, metrics = rounds(dataclasses.replace(
+      stage, step=chex.assert_max_traces(stage.step, n=1)), 3)
+  assert int(state.step) == 3
+  for name, value in metrics.items():
+    assert np.isfinite(float(value)), name
+  strategy = experiment.make_strategy(experiment.setup(config), method)
+  tokens = strategy.sample(state.strategy, jax.random.key(0), 5)
+  for row in np.asarray(tokens):
+    space_lib.check_tokens(experiment.make_space(config.space), row)
+
+
+def test_a_round_on_eight_devices_equals_one_on_one():
+  config = tiny()
+  run = experiment.setup(config)
+  ends = []
+  for devices in (jax.devices()[:1], jax.devices()):
+    stage = train.search_stage(run, 'enas')
+    mesh = mesh_lib.make_mesh(devices=devices)
+    tx = experiment.make_optimizer(config.optimizer, config.shared_updates)
+    step = search.make_round(
+        run.child, experiment.make_strategy(run, 'enas'),
+        search.Settings(3, 2, config.window_tokens, 4), tx, mesh)
+    stage = dataclasses.replace(stage, mesh=mesh, step=step)
+    ends.append(jax.device_get(rounds(stage, 1)[0].params))
+  chex.assert_trees_all_close(*ends, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_that_was_stopped_ends_in_the_same_bits(
+    finished, tmp_path, monkeypatch):
+  config, path, _ = finished
+  stopped = tmp_path / 'run'
+  make = train.search_stage
+
+  def interrupted(run, method):
+    def batch(step):
+      if step == 2 and method == 'enas_reconstruct':
+        os.kill(os.getpid(), signal.SIGTERM)
+      return {}
+    return dataclasses.replace(make(run, method), batch=batch)
+
+  monkeypatch.setattr(train, 'search_stage', interrupted)
+  with pytest.raises(loop.Interrupted):
+    train.train_and_evaluate(config, str(stopped))
+  monkeypatch.setattr(train, 'search_stage', make)
+  train.train_and_evaluate(config, str(stopped))
+  assert (stopped / 'cells.json').read_text() == (
+      path / 'cells.json').read_text()
+  ours, theirs = (
+      json.loads((p / 'summary.json').read_text()) for p in (stopped, path))
+  assert {k: v for k, v in ours.items() if k != 'wall_seconds'} == {
+      k: v for k, v in theirs.items() if k != 'wall_seconds'}
+
+
+def test_the_learning_rate_decays_as_in_enas():
+  fields = dict(kind='sgd', lr=20.0, clip_norm=0.25, weight_decay=0.0,
+                decay=0.96, decay_from_round=14)
+  tx = experiment.make_optimizer(fields, 2)
+  params = {'w': jnp.ones(3)}
+  state = tx.init(params)
+
+  @jax.jit
+  def advance(state):
+    return tx.update({'w': jnp.full(3, 1e3)}, state, params)
+
+  for i in range(40):
+    updates, state = advance(state)
+    # A clipped gradient has norm .25, whatever it was.
+    rate = 20 * 0.96 ** max(i // 2 - 14, 0)
+    assert math.isclose(
+        float(jnp.linalg.norm(updates['w'])), 0.25 * rate, rel_tol=1e-4)
+
+
+def test_an_update_that_is_not_finite_is_left_out():
+  fields = dict(kind='adam', lr=1.0, clip_norm=0.25, weight_decay=0.0,
+                decay=1.0, decay_from_round=0)
+  tx = experiment.make_optimizer(fields, 1)
+  params = {'w': jnp.ones(2)}
+  state = tx.init(params)
+  updates, after = tx.update({'w': jnp.array([jnp.nan, 1.0])}, state, params)
+  assert not jnp.any(updates['w'])
+  chex.assert_trees_all_equal(state.inner_state, after.inner_state)
+
+
+@pytest.mark.parametrize('changes, words', [
+    ({'methods': ('anneal',)}, 'anneal'),
+    ({'space.kind': 'grid'}, 'space.kind'),
+    ({'dataset': 'wikitext'}, 'dataset'),
+    ({'optimizer.kind': 'rmsprop'}, 'optimizer.kind'),
+    ({'rates.input': 1.0}, 'rates.input'),
+    ({'derive.num_cells': 9}, 'derive.num_cells=9'),
+    ({'memory.batch_size': 17}, 'buffer holds'),
+    ({'child.sharing': 'edge_act', 'methods': ('darts',)}, 'edge_act'),
+    ({'window_tokens': 500}, 'window_tokens=500'),
+])
+def test_a_field_that_does_not_fit_is_named(changes, words, tmp_path):
+  with pytest.raises(ValueError, match=words):
+    train.train_and_evaluate(tiny(**changes), str(tmp_path / 'run'))
+
+
+def test_a_plan_runs_nothing():
+  shown = train.show_plan(tiny(methods=('uniform',)))
+  assert 'search_uniform' in shown and 'retrain' in shown
+
+
+def test_seeds_are_compared_in_tables(finished):
+  _, path, summary = finished
+  found = seeds.read([str(path), str(path)])
+  text = compare.search_table(found)
+  assert f'{summary["enas_test_perplexity"]:.4g} ± 0' in text
+  assert text.count('\n') == 1 + len(compare.rows(found))
+  knowledge = compare.knowledge_table(found)
+  assert 'untrained controller' in knowledge
+  assert 'ENAS, reconstructing a memory' in knowledge
+  assert 'p = 0.5' in compare.effect(found, 'enas_reconstruct', 'enas')
+
+
+def test_a_found_cell_is_written_as_a_module_of_its_own(finished):
+  config, path, _ = finished
+  cells = json.loads((path / 'cells.json').read_text())
+  for method in config.methods:
+    module = runpy.run_path(str(path / f'cell_{method}.py'))
+    model = module['LanguageModel']()
+    tokens = jnp.zeros((5, 2), jnp.int32)
+    (logits, _), variables = model.init_with_output(
+        jax.random.key(0), tokens)
+    assert logits.shape == (5, 2, config.markov.vocab_size)
+    assert variables['params']
+    names = set(cells[method]['act'])
+    text = (path / f'cell_{method}.py').read_text()
+    assert all(f'nn.{name}' in text or name == 'identity' for name in names)
