@@ -104,7 +104,7 @@ def _change(config, variant):
 
 
 def _make_tiny(config):
-  config.declared.update(dict(num_classes=4, num_train=32, shape=(8, 8, 3)))
+  config.declared.update(dict(num_classes=4, num_train=32, shape=(3, 3, 3)))
   small = dict(
       model_channels=32, channel_mult=(1,), num_blocks=1,
       attention_resolutions=())

@@ -124,7 +124,7 @@ def test_an_unknown_variant_is_refused_with_those_there_are(name):
 def test_a_plan_needs_no_files_and_a_run_checks_what_was_declared(tmp_path):
   config = imagenet64.get_config('tiny')
   promised = data.declared(config)
-  assert promised.shape == (8, 8, 3) and len(promised.train) == 32
+  assert promised.shape == (3, 3, 3) and len(promised.train) == 32
   assert data.declared(digits.get_config()) is None
   with_files(config, tmp_path)
   config.declared.num_classes = 5
