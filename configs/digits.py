@@ -24,6 +24,8 @@ def get_config(variant=''):
   config.baselines = ('equal_batch', 'equal_compute')
   config.student_devices = 0  # of the mesh's 'student' axis; 0: as many as fit
   config.teacher_workdir = ''  # take teacher and classifier from this run
+  config.compute = ml_collections.ConfigDict(dict(
+      dtype='float32', remat=False, fsdp=False, microbatches=1))
 
   # Stages of the students, joined by +: dm, adm, consistency, post.
   config.student_stages = 'dm'

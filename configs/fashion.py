@@ -26,6 +26,8 @@ def get_config(variant=''):
   config.baselines = ('equal_batch',)
   config.student_devices = 0
   config.teacher_workdir = ''
+  config.compute = ml_collections.ConfigDict(dict(
+      dtype='float32', remat=False, fsdp=False, microbatches=1))
 
   # Stages of the students, joined by +: dm, adm, consistency, post.
   config.student_stages = 'dm'

@@ -16,6 +16,7 @@ from ml_collections import config_flags
 
 from core_jax import checkpoint
 from core_jax import loop
+from core_jax import topology
 
 Config = ml_collections.ConfigDict
 
@@ -27,7 +28,7 @@ def run(
     package: str,
     default: str,
     train: Callable[[Config, str], Any],
-    show_plan: Callable[[Config], str],
+    show_plan: Callable[[Config, topology.Target | None], str],
 ) -> None:
   """Parses the flags, then trains or plans; one clear line for an error.
 
@@ -35,7 +36,8 @@ def run(
     package: whose main this is.
     default: name of its embedded config.
     train: (config, workdir) -> anything.
-    show_plan: config -> a text on memory and FLOPs.
+    show_plan: (config, devices to plan for or None for those present) -> a
+      text on memory and FLOPs.
   """
   try:  # It reads the command line at once.
     config = config_flags.DEFINE_config_file(
@@ -45,8 +47,11 @@ def run(
   workdir = flags.DEFINE_string(
       'workdir', None, "The run's folder; the same command in the same folder "
       'resumes. Default: runs/<package>-<config>.')
-  plan = flags.DEFINE_bool(
-      'plan', False, 'Print memory and FLOPs per device, and run nothing.')
+  plan = flags.DEFINE(
+      flags.ArgumentParser(), 'plan', 'false',
+      'Print memory and FLOPs per device, and run nothing: --plan of the '
+      'devices that are here, --plan=v5e:4x4 (v4, v5p, v6e) of a TPU slice '
+      'that is not, --plan=h100 of one such GPU.', boolean=True)
 
   def main(argv):
     if len(argv) > 1:
@@ -56,8 +61,8 @@ def run(
     try:
       experiment = config.value
       experiment.to_dict()  # Where the file could not be read, raises here.
-      if plan.value:
-        print(show_plan(experiment))
+      if plan.value != 'false':
+        print(show_plan(experiment, _target(plan.value)))
         return
       path = workdir.value or _default_workdir(package)
       platform.work_unit().set_task_status(f'{package}: {path}')
@@ -71,6 +76,15 @@ def run(
       sys.exit(1)
 
   app.run(main, flags_parser=_parse)
+
+
+def _target(name):
+  """What --plan[=NAME] plans for; None stands for the devices present."""
+  if name == 'true':
+    return None
+  # The devices are only described, and libtpu must not look for real ones.
+  jax.config.update('jax_platforms', 'cpu')
+  return topology.describe(name)
 
 
 def _parse(argv):

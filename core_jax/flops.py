@@ -14,9 +14,16 @@ def count(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> int:
   Compilers count a loop's body once; here a scan counts as often as it turns.
   A `while` counts once, since no one knows, and a `cond` as its dearest
   branch. Inside a shard_map shapes, and so the count, are those of one shard.
+  What nothing reads does not count, since no compiler keeps it.
   """
   jaxpr = getattr(jaxpr, 'jaxpr', jaxpr)
-  return sum(_of_equation(equation) for equation in jaxpr.eqns)
+  variables = lambda xs: (x for x in xs if not isinstance(x, core.Literal))
+  read, total = set(variables(jaxpr.outvars)), 0
+  for equation in reversed(jaxpr.eqns):
+    if equation.effects or not read.isdisjoint(equation.outvars):
+      read.update(variables(equation.invars))
+      total += _of_equation(equation)
+  return total
 
 
 def _of_equation(equation):

@@ -18,6 +18,7 @@ from core_jax import checkpoint
 from core_jax import data
 from core_jax import flops
 from core_jax import folder
+from core_jax import fsdp
 from core_jax import mesh as mesh_lib
 from core_jax import metrics as metrics_lib
 
@@ -42,8 +43,11 @@ class Stage:
     step: (state, batch, frozen) -> (state, metrics); pure, compiled once.
     params: state -> what the run hands on; saved as numpy.
     batch: step -> this host's rows, numpy; a function of the step alone.
-    frozen: results of the stages before -> weights that `step` only reads.
+    frozen: results of the stages before -> weights that `init` and `step`
+      only read, a dict.
     state_spec: PartitionSpecs, a prefix of the state's tree.
+    fsdp: splits the large leaves of state and frozen over 'data' too.
+    init_only: names in frozen that `step` does not get.
     watch: metrics of a log line -> a warning for people, '' where all is well.
     observe: (state, frozen, workdir), to draw; called at the end and, now and
       then, at a checkpoint.
@@ -58,6 +62,8 @@ class Stage:
   batch: Callable[[int], Any] = no_batch
   frozen: Callable[[dict[str, Any]], Any] = lambda results: {}
   state_spec: Any = P()
+  fsdp: bool = False
+  init_only: tuple[str, ...] = ()
   watch: Callable[[dict[str, float]], str] = lambda scalars: ''
   observe: Callable[[Any, Any, str], None] | None = None
 
@@ -130,32 +136,55 @@ def _finished(mgr, end):
     return None
 
 
+def abstract_frozen(stage: Stage, frozen: Any) -> Any:
+  """Shapes, dtypes and layouts of what the stage takes from those before."""
+  return _abstract(stage, frozen, P())
+
+
 def abstract_state(stage: Stage, frozen: Any) -> Any:
   """Shapes, dtypes and layouts of the stage's state; nothing is computed."""
-  shapes = jax.eval_shape(stage.init, frozen)
-  layout = mesh_lib.shardings(stage.mesh, stage.state_spec)
-  return jax.tree.map(
-      lambda s, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      jax.tree.broadcast(layout, shapes), shapes)
+  return _abstract(
+      stage, jax.eval_shape(stage.init, frozen), stage.state_spec)
 
 
-def _start(run, stage, offset, frozen):
+def _abstract(stage, tree, spec):
+  spec = fsdp.specs(tree, stage.mesh, spec) if stage.fsdp else spec
+  return mesh_lib.laid_out(tree, stage.mesh, spec)
+
+
+def read_by_step(stage: Stage, frozen: Any) -> Any:
+  """What the step reads of what the stage takes."""
+  return {name: x for name, x in frozen.items() if name not in stage.init_only}
+
+
+def compiled_step(stage: Stage, state: Any, frozen: Any) -> Callable[..., Any]:
+  """The stage's step, jitted for the layouts of these."""
+  state, frozen = jax.tree.map(lambda x: x.sharding.spec, (state, frozen))
+  return mesh_lib.compile_step(stage.step, stage.mesh, state, frozen)
+
+
+def _start(run, stage, offset, frozen, target):
   """The state to go on from: restored, or born on the mesh."""
-  target = abstract_state(stage, frozen)
   steps = range(offset + 1, offset + stage.num_steps + 1)
   state = checkpoint.restore_newest(run.mgr, steps, target)
   if state is not None:
     return state
-  layout = mesh_lib.shardings(stage.mesh, stage.state_spec)
-  return jax.jit(stage.init, out_shardings=layout)(frozen)
+  layout = jax.tree.map(lambda x: x.sharding, target)
+  return jax.jit(stage.init, out_shardings=layout)(_put(stage, frozen))
+
+
+def _put(stage, frozen):
+  layout = abstract_frozen(stage, frozen)
+  return mesh_lib.put_whole(frozen, jax.tree.map(lambda x: x.sharding, layout))
 
 
 def _train(run, stage, offset, frozen):
   """Trains one stage from where it stands to its end; returns its params."""
   config = run.config
-  frozen = mesh_lib.put(frozen, stage.mesh, P())
-  state = _start(run, stage, offset, frozen)
-  compiled = mesh_lib.compile_step(stage.step, stage.mesh, stage.state_spec)
+  target = abstract_state(stage, frozen)
+  state = _start(run, stage, offset, frozen, target)
+  frozen = _put(stage, read_by_step(stage, frozen))
+  compiled = compiled_step(stage, target, frozen)
   first, recent, gflop = int(state.step), [], None
   started = logged = observed = time.monotonic()
   with metrics_lib.MetricsWriter(run.workdir, offset + first) as writer, \

@@ -12,6 +12,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
+_EVERYWHERE = P()
+
 
 def make_mesh(
     num_students: int = 1,
@@ -43,14 +45,21 @@ def make_mesh(
       axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
-def check_batch_size(batch_size: int, mesh: Mesh, field: str) -> None:
-  """Raises ValueError where `batch_size` does not divide over 'data'."""
-  parts = mesh.shape['data']
+def check_batch_size(
+    batch_size: int, mesh: Mesh, field: str, microbatches: int = 1
+) -> None:
+  """Raises ValueError where `batch_size` does not divide over 'data'.
+
+  Each of the microbatches does, if there are several.
+  """
+  parts = mesh.shape['data'] * microbatches
   if batch_size < 1 or batch_size % parts:
     nearest = max(parts, parts * round(batch_size / parts))
+    times = f' in {microbatches} microbatches' if microbatches > 1 else ''
     raise ValueError(
-        f'{field}={batch_size} does not divide over the {parts} devices of '
-        f"the mesh's 'data' axis; the nearest that does is {nearest}")
+        f'{field}={batch_size} does not divide over the {mesh.shape["data"]} '
+        f"devices of the mesh's 'data' axis{times}; the nearest that does is "
+        f'{nearest}')
 
 
 def shardings(mesh: Mesh, specs: Any) -> Any:
@@ -60,12 +69,26 @@ def shardings(mesh: Mesh, specs: Any) -> Any:
       is_leaf=lambda x: isinstance(x, P))
 
 
+def laid_out(tree: Any, mesh: Mesh, specs: Any) -> Any:
+  """Shapes and dtypes of a tree, on the mesh as `specs`, a prefix, say."""
+  return jax.tree.map(
+      lambda s, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      jax.tree.broadcast(shardings(mesh, specs), tree), tree)
+
+
 def put(tree: Any, mesh: Mesh, spec: P) -> Any:
-  """Arrays of this host -> global arrays on the mesh, laid out by `spec`."""
+  """This host's rows -> global arrays on the mesh, laid out by `spec`."""
   sharding = NamedSharding(mesh, spec)
   return jax.tree.map(
       lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)),
       tree)
+
+
+def put_whole(tree: Any, layout: Any) -> Any:
+  """Arrays that each host holds whole -> global ones with these shardings."""
+  return jax.tree.map(
+      lambda x, sharding: jax.make_array_from_process_local_data(
+          sharding, np.asarray(x), np.shape(x)), tree, layout)
 
 
 def split_rows(x: jax.Array, mesh: Mesh) -> jax.Array:
@@ -115,17 +138,19 @@ def vary_like(tree: Any, reference: jax.Array) -> Any:
 
 
 def compile_step(
-    step: Callable[..., Any], mesh: Mesh, state_spec: Any
+    step: Callable[..., Any], mesh: Mesh, state_spec: Any,
+    frozen_spec: Any = _EVERYWHERE,
 ) -> Callable[..., Any]:
   """Compiles `step(state, batch, frozen) -> (state, metrics)`.
 
   The state is donated and keeps its layout; rows of the batch are split over
-  'data'; frozen weights are an argument, replicated and not donated.
+  'data'; frozen weights are an argument, by default replicated, not donated.
   """
   state = shardings(mesh, state_spec)
   everywhere = NamedSharding(mesh, P())
   return jax.jit(
       step,
-      in_shardings=(state, NamedSharding(mesh, P('data')), everywhere),
+      in_shardings=(state, NamedSharding(mesh, P('data')),
+                    shardings(mesh, frozen_spec)),
       out_shardings=(state, everywhere),
       donate_argnums=0)

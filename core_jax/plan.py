@@ -1,53 +1,85 @@
 """Memory and FLOPs of every stage, from compilation ahead of time."""
 
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import dataclasses
+import re
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from core_jax import flops
 from core_jax import loop
 from core_jax import mesh as mesh_lib
+
+_UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class StagePlan:
+  """Of one stage's step, per device.
+
+  Attributes:
+    num_steps: of the stage.
+    state_bytes, batch_bytes, frozen_bytes: what it is given.
+    temporary_bytes: activations, gradients and the rest, as compiled; None
+      where the compiler gave up, and says in `needed_bytes` alone what it
+      would have taken.
+    needed_bytes: all at once.
+    gflop: of a step, see `flops.count`.
+    state_parts: bytes of the largest parts of the state, by name.
+  """
+
+  num_steps: int
+  state_bytes: int
+  batch_bytes: int
+  frozen_bytes: int
+  temporary_bytes: int | None
+  needed_bytes: int
+  gflop: float
+  state_parts: dict[str, int]
 
 
 def plan(
     stages: Sequence[loop.Stage], given: Mapping[str, Any] | None = None
-) -> dict[str, dict[str, float]]:
-  """Compiles every stage's step and runs none.
-
-  Returns:
-    Stage -> `state_bytes`, `batch_bytes`, `frozen_bytes` and
-    `temporary_bytes` per device, `gflop` per device and step as the compiler
-    counts them (a scan's body once), `num_steps`.
-  """
+) -> dict[str, StagePlan]:
+  """Compiles every stage's step and runs none; stage -> its plan."""
   results = dict(given or {})
   plans = {}
   for stage in stages:
-    frozen = _laid_out(jax.eval_shape(stage.frozen, results), stage.mesh, P())
-    batch = _laid_out(stage.batch(0), stage.mesh, P('data'))
+    frozen = loop.abstract_frozen(
+        stage, jax.eval_shape(stage.frozen, results))
     state = loop.abstract_state(stage, frozen)
-    compiled = mesh_lib.compile_step(
-        stage.step, stage.mesh, stage.state_spec).lower(
-            state, batch, frozen).compile()
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    plans[stage.name] = {
-        'num_steps': stage.num_steps,
-        'state_bytes': _local_bytes(state),
-        'batch_bytes': _local_bytes(batch),
-        'frozen_bytes': _local_bytes(frozen),
-        'temporary_bytes': memory.temp_size_in_bytes if memory else 0,
-        'gflop': cost.get('flops', 0) / 1e9 if cost else 0}
+    plans[stage.name] = _plan_stage(stage, state, frozen)
     results[stage.name] = jax.eval_shape(stage.params, state)
   return plans
 
 
-def _laid_out(tree, mesh, spec):
-  sharding = NamedSharding(mesh, spec)
-  return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-      tree)
+def _plan_stage(stage, state, frozen):
+  batch = mesh_lib.laid_out(stage.batch(0), stage.mesh, P('data'))
+  frozen = loop.read_by_step(stage, frozen)
+  traced = loop.compiled_step(stage, state, frozen).trace(state, batch, frozen)
+  given = [_local_bytes(tree) for tree in (state, batch, frozen)]
+  try:
+    memory = traced.lower().compile().memory_analysis()
+    temporary = memory.temp_size_in_bytes
+    needed = sum(given) + temporary
+  except jax.errors.JaxRuntimeError as error:
+    temporary, needed = None, _wanted_bytes(error)
+  return StagePlan(
+      stage.num_steps, *given, temporary, needed,
+      flops.count(traced.jaxpr) / stage.mesh.shape['data'] / 1e9,
+      _parts(state))
+
+
+def _wanted_bytes(error):
+  """Of a program that does not fit: the compiler says 'Used 17.3G of ...'."""
+  found = re.search(r'Used ([\d.]+)([KMGT]) of', str(error))
+  if 'RESOURCE_EXHAUSTED' not in str(error) or not found:
+    raise error
+  return int(float(found[1]) * _UNITS[found[2]])
 
 
 def _local_bytes(tree):
@@ -57,14 +89,60 @@ def _local_bytes(tree):
       * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def show(plans: dict[str, dict[str, float]]) -> str:
-  """A table for people."""
+def _parts(state):
+  """The fields of the state, and of what its fields hold, that weigh most."""
+  def split(name, tree):
+    fields = getattr(tree, '__dataclass_fields__', None)
+    if fields is None:
+      return {name: _local_bytes(tree)}
+    return {k: v for field in fields
+            for k, v in split(field, getattr(tree, field)).items()}
+  parts = {name: n for name, n in split('state', state).items() if n >= 2**10}
+  return dict(sorted(parts.items(), key=lambda item: -item[1]))
+
+
+def show(
+    plans: Mapping[str, StagePlan], hbm_bytes: int | None = None,
+    knobs: Mapping[str, Iterable[str]] | None = None) -> str:
+  """A table for people.
+
+  Args:
+    plans: of the stages.
+    hbm_bytes: memory of a device; None says nothing on whether it fits.
+    knobs: what to change where it does not: 'state' and 'temporary' -> texts,
+      the best first.
+  """
   lines = ['Per device:']
   for name, p in plans.items():
-    parts = ', '.join(
-        f'{key} {p[f"{key}_bytes"] / 2**20:.1f} MiB'
-        for key in ('state', 'batch', 'frozen', 'temporary'))
-    lines.append(
-        f'  {name}: {p["num_steps"]} steps; {parts}; {p["gflop"]:.2f} GFLOP '
-        "a step as the compiler counts (a loop's body once)")
+    lines.append(f'  {name}: {p.num_steps} steps; {_sizes(p)}; '
+                 f'{p.gflop:,.2f} GFLOP a step')
+    if p.state_bytes >= 2**20:
+      lines.append('    state: ' + ', '.join(
+          f'{part} {_size(n)}' for part, n in p.state_parts.items()))
+    if hbm_bytes:
+      lines.append('    ' + _verdict(p, hbm_bytes, knobs or {}))
   return '\n'.join(lines)
+
+
+def _sizes(p):
+  sizes = {'state': p.state_bytes, 'batch': p.batch_bytes,
+           'frozen': p.frozen_bytes, 'temporary': p.temporary_bytes}
+  return ', '.join(f'{key} {_size(n)}' for key, n in sizes.items())
+
+
+def _size(num_bytes):
+  return 'unknown' if num_bytes is None else f'{num_bytes / 2**20:,.1f} MiB'
+
+
+def _verdict(p, hbm_bytes, knobs):
+  share = f'{_size(p.needed_bytes)} of {_size(hbm_bytes)}'
+  # The compiler gives up by its own measure, a little less than the chip has.
+  if p.temporary_bytes is not None and p.needed_bytes <= hbm_bytes:
+    return f'fits: {share}'
+  given = p.state_bytes + p.frozen_bytes
+  order = ('temporary', 'state')
+  if given > p.needed_bytes - given:
+    order = order[::-1]
+  advice = [text for key in order for text in knobs.get(key, ())]
+  return f'DOES NOT FIT: {share}' + (
+      f'; turn, in this order: {"; ".join(advice)}' if advice else '')

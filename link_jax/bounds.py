@@ -1,6 +1,7 @@
 """What a run may cost at most, before anything is spent."""
 
 import math
+from typing import Any
 from typing import NamedTuple
 
 import ml_collections
@@ -76,8 +77,17 @@ def of_run(config: ml_collections.ConfigDict) -> Bound:
       *(of_rule(rule, config) for rule in rules), strict=True)))
 
 
-def show(config: ml_collections.ConfigDict) -> str:
-  """For people: what will be asked at most, and what that costs."""
+def show(config: ml_collections.ConfigDict, target: Any = None) -> str:
+  """For people: what will be asked at most, and what that costs.
+
+  Raises:
+    ValueError: a plan for devices, which a run of this package does not train
+      on.
+  """
+  if target is not None:
+    raise ValueError(
+        f'--plan={target.name}: there is no training to plan for devices; '
+        '--plan alone says what will be asked')
   bound, rules = of_run(config), tools.rules_of(config)
   domains = dict.fromkeys(rule.domain for rule in rules.values())
   lines = [f'{len(rules)} rules: {", ".join(domains)}']

@@ -73,7 +73,45 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
     raise DataError(
         f'config.dataset={config.dataset!r} is unknown; '
         f'there are: {", ".join(sorted(_LOADERS))}')
-  return _LOADERS[config.dataset](config.data_path)
+  dataset = _LOADERS[config.dataset](config.data_path)
+  promised = config.get('declared')
+  if promised:
+    for field in ('shape', 'num_classes'):
+      found, wanted = getattr(dataset, field), promised[field]
+      if found != wanted:
+        raise DataError(
+            f'{config.data_path or config.dataset} has {field}={found}, '
+            f'declared.{field} is {wanted}')
+  return dataset
+
+
+def declared(config: ml_collections.ConfigDict) -> Dataset | None:
+  """The data set that `config.declared` promises, all zeros, or None.
+
+  For plans, which need shapes and no files.
+  """
+  promised = config.get('declared')
+  if not promised:
+    return None
+  zeros = _Zeros(promised.num_train, promised.shape, promised.num_classes)
+  return Dataset(
+      zeros, zeros, num_classes=promised.num_classes, shape=promised.shape,
+      class_names=tuple(f'class {i}' for i in range(promised.num_classes)))
+
+
+class _Zeros:
+  """Black images, of each class in turn."""
+
+  def __init__(self, num, shape, num_classes):
+    self.labels = np.arange(num, dtype=np.int32) % num_classes
+    self._shape = shape
+
+  def __len__(self):
+    return len(self.labels)
+
+  def __getitem__(self, index):
+    return {'image': np.zeros(self._shape, np.uint8),
+            'label': self.labels[index]}
 
 
 def _make_dataset(splits, class_names, where) -> Dataset:

@@ -66,10 +66,11 @@ def make_stage(
   settings = stage_settings(run.config, stage.kind)
   mesh = run.mesh
   if len(sizes) % mesh.shape['student']:  # a baseline beside K students
-    mesh = mesh_lib.make_mesh(len(sizes))
+    mesh = mesh_lib.make_mesh(len(sizes), devices=mesh.devices.flatten())
     mesh_lib.check_batch_size(
         settings.batch_size, mesh,
-        f'{setup.STUDENT_BLOCKS[stage.kind]}.batch_size')
+        f'{setup.STUDENT_BLOCKS[stage.kind]}.batch_size',
+        run.config.compute.microbatches)
   make = {'dm': matching, 'adm': matching, 'consistency': consistency,
           'post': post_distillation}[stage.kind]
   method = make(run, stage, router, settings, mesh, given)
@@ -86,6 +87,7 @@ def make_stage(
       step=method.step, batch=method.batch, frozen=frozen,
       params=functools.partial(_bundle, run, stage, router, method.sigma_min),
       state_spec=students.State(step=P(), key=P(), students=P('student')),
+      fsdp=run.config.compute.fsdp, init_only=('start', 'carried'),
       watch=functools.partial(
           watch.brightness_alarm, limit=run.config.brightness_alarm),
       observe=method.panels and functools.partial(
@@ -166,16 +168,17 @@ def matching(
       sigma_data=config.sigma_data, sigma_min=config.sigma_min,
       sigma_max=config.sigma_max, min_level=settings.min_level,
       max_level=settings.max_level, ema_decay=settings.ema_decay,
-      gan=gan, regression_weight=weight)
+      gan=gan, regression_weight=weight,
+      microbatches=config.compute.microbatches)
   features = diffusion.make_features(
       networks.encode_fn(run.teacher), config.sigma_data)
   stage_networks = turns.Networks(
-      generator=setup.denoiser(run, run.student),
-      fake=setup.denoiser(run, run.teacher),
-      teacher=setup.denoiser(run, run.teacher),
+      generator=setup.denoiser(run, run.student, mesh),
+      fake=setup.denoiser(run, run.teacher, mesh),
+      teacher=setup.denoiser(run, run.teacher, mesh),
       generator_tx=setup.optimizer(settings),
       fake_tx=setup.optimizer(settings, settings.fake_lr),
-      features=features, distance=distance,
+      features=setup.gathering(run, mesh, features), distance=distance,
       init_head=_head_init(run, features) if gan else None)
   made = {}
   if gan:
@@ -293,10 +296,10 @@ def consistency(
   levels = diffusion.karras_sigmas(
       settings.num_levels, config.sigma_min, config.sigma_max)[::-1]
   loss = regress.make_consistency_loss(
-      diffusion.make_denoiser(
+      setup.gathering(run, mesh, diffusion.make_denoiser(
           networks.apply_fn(run.student), config.sigma_data,
-          config.sigma_min),
-      setup.denoiser(run, run.teacher), distance, levels)
+          config.sigma_min)),
+      setup.denoiser(run, run.teacher, mesh), distance, levels)
   clean = _batches(
       run, run.dataset.train, router, settings, stage.kind, filtered=True)
   return dataclasses.replace(
@@ -316,12 +319,13 @@ def post_distillation(
   distance, frozen = _distance(run, settings.distance)
   large, module, sigma_min = _large_students(run, router)
   loss = regress.make_post_loss(
-      setup.denoiser(run, run.student),
+      setup.denoiser(run, run.student, mesh),
       diffusion.make_denoiser(
           networks.apply_fn(module), config.sigma_data, sigma_min),
       distance,
       lambda key, part: turns.draw(
-          key, part, settings.batch_size, run.dataset.shape, mesh),
+          key, part, settings.batch_size // config.compute.microbatches,
+          run.dataset.shape, mesh),
       config.sigma_max)
   return dataclasses.replace(
       _regression(run, loss, router, settings, mesh), frozen=frozen,
@@ -332,7 +336,8 @@ def _regression(run, loss, router, settings, mesh):
   tx = setup.optimizer(settings)
   decays = regress.Settings(
       batch_size=settings.batch_size, ema_decay=settings.ema_decay,
-      target_decay=settings.get('target_decay', 0.))
+      target_decay=settings.get('target_decay', 0.),
+      microbatches=run.config.compute.microbatches)
   return Method(
       init=regress.make_init(
           tx, decays, int(router.max()) + 1, seed=run.config.seed),

@@ -13,7 +13,7 @@ from msd_jax import convert
 from msd_jax import published
 
 # What a converted network says of itself, and a run may choose for itself.
-_FREE = ('dtype', 'dropout')
+_FREE = ('dtype', 'dropout', 'remat')
 
 
 def teacher_steps(config: Any) -> dict[str, int]:

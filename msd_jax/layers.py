@@ -5,6 +5,7 @@ Norms and attention are float32, convolutions and matrix products of the dtype
 of their input.
 """
 
+from collections.abc import Callable
 import dataclasses
 import itertools
 import math
@@ -79,6 +80,17 @@ def norm_leaves(channels: int) -> dict[str, Leaf]:
 
 
 # Application.
+
+
+def remat(
+    branch: Callable[..., jax.Array], wanted: bool
+) -> Callable[..., jax.Array]:
+  """A branch that is computed again for its gradient, if that is wanted.
+
+  The residual sum stays outside: within, every reader of the sum would compute
+  it again.
+  """
+  return jax.checkpoint(branch) if wanted else branch
 
 
 def resample(

@@ -19,7 +19,12 @@ NETWORKS = {
 
 
 def build(
-    network: Mapping[str, Any], shape: tuple[int, ...], num_classes: int
+    network: Mapping[str, Any],
+    shape: tuple[int, ...],
+    num_classes: int,
+    *,
+    dtype: str = 'float32',
+    remat: bool = False,
 ) -> nn.Module:
   """The module that a config's `network` describes.
 
@@ -27,6 +32,9 @@ def build(
     network: `kind`, one of NETWORKS, and the fields of its module.
     shape: of one example, (H, W, C) or (D,).
     num_classes: Y.
+    dtype: that a U-Net computes in, 'bfloat16' or 'float32'; params are
+      float32 always.
+    remat: a U-Net's blocks are computed again for their gradient.
 
   Raises:
     ValueError: an unknown kind or field, or a shape that the kind can't take.
@@ -39,10 +47,17 @@ def build(
   settings = {
       name: tuple(value) if isinstance(value, (list, tuple)) else value
       for name, value in settings.items()}
+  if dtype not in ('bfloat16', 'float32'):
+    raise ValueError(f"compute.dtype={dtype!r}: give 'bfloat16' or 'float32'")
   if kind == 'mlp':
+    if dtype != 'float32' or remat:
+      raise ValueError(
+          f"compute.dtype={dtype!r}, compute.remat={remat}: network.kind='mlp' "
+          "is float32, and has no blocks to rematerialise")
     settings['shape'] = tuple(shape)
   elif len(shape) == 3 and shape[0] == shape[1]:
     settings['resolution'], settings['channels'] = shape[0], shape[2]
+    settings |= {'dtype': jnp.dtype(dtype), 'remat': remat}
   else:
     raise ValueError(
         f"network.kind={kind!r} takes square images, not {shape}; use 'mlp'")
@@ -61,7 +76,7 @@ def describe(module: nn.Module) -> dict[str, dict[str, np.ndarray]]:
   first: an array of no elements cannot be saved.
   """
   kind = next(k for k, cls in NETWORKS.items() if type(module) is cls)
-  skip = ('parent', 'name', 'dtype')
+  skip = ('parent', 'name', 'dtype', 'remat')
   return {kind: {
       field: _to_array(getattr(module, field))
       for field in module.__dataclass_fields__ if field not in skip}}

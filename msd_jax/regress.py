@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from core_jax import accumulate
 from msd_jax import diffusion
 from msd_jax import losses
 from msd_jax import students
@@ -40,6 +41,7 @@ class Settings:
   batch_size: int  # per student
   target_decay: float = 0.
   ema_decay: float = 0.
+  microbatches: int = 1  # that a batch is worked through in
 
 
 def make_init(
@@ -67,8 +69,11 @@ def make_step(
   """(state, batch, frozen) -> (state, metrics): an update of every student."""
 
   def update(student, part, batch, own, key, shared):
-    (loss, x), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-        student.generator, student.target, part, batch, own, key, shared)
+    grad_fn = accumulate.value_and_grad(
+        lambda params, batch, key: loss_fn(
+            params, student.target, part, batch, own, key, shared),
+        settings.microbatches)
+    (loss, x), grads = grad_fn(student.generator, batch, key)
     updates, opt_state = tx.update(
         grads, student.opt_state, student.generator)
     generator = optax.apply_updates(student.generator, updates)

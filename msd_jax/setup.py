@@ -1,6 +1,8 @@
 """What the stages of a run share: data, mesh, networks; and their names."""
 
+from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -11,6 +13,7 @@ import ml_collections
 import numpy as np
 import optax
 
+from core_jax import fsdp
 from core_jax import mesh as mesh_lib
 from msd_jax import classifier
 from msd_jax import data
@@ -50,18 +53,29 @@ class StudentStage:
   before: 'StudentStage | None' = None
 
 
-def make(config: Config) -> Setup:
+def make(
+    config: Config,
+    devices: Sequence[jax.Device] | None = None,
+    dataset: data.Dataset | None = None,
+) -> Setup:
   """Reads the data, builds mesh and networks, and checks the config.
+
+  Args:
+    config: of the run.
+    devices: to make the mesh of; by default all that are here.
+    dataset: to use in place of the one that the config names.
 
   Raises:
     ValueError: the first field that does not fit, by name.
   """
-  dataset = data.load(config)
+  dataset = data.load(config) if dataset is None else dataset
   build = functools.partial(
-      networks.build, shape=dataset.shape, num_classes=dataset.num_classes)
+      networks.build, shape=dataset.shape, num_classes=dataset.num_classes,
+      dtype=config.compute.dtype, remat=config.compute.remat)
   run = Setup(
       config, dataset,
-      mesh_lib.make_mesh(config.num_students, config.student_devices),
+      mesh_lib.make_mesh(
+          config.num_students, config.student_devices, devices),
       teacher=build(config.teacher.network),
       student=build(config.students.network))
   if config.partition == 'kmeans':
@@ -72,8 +86,10 @@ def make(config: Config) -> Setup:
             *(STUDENT_BLOCKS[kind] for kind in kinds)}
   for name in sorted(blocks):
     if config[name] and 'batch_size' in config[name]:
+      alone = name in ('teacher', 'classifier', 'score_matching')
       mesh_lib.check_batch_size(
-          config[name].batch_size, run.mesh, f'{name}.batch_size')
+          config[name].batch_size, data_mesh(run) if alone else run.mesh,
+          f'{name}.batch_size', config.compute.microbatches)
   unknown = set(config.baselines) - {'equal_batch', 'equal_compute'}
   if unknown:
     raise ValueError(
@@ -178,10 +194,33 @@ def optimizer(
       weight_decay=settings.weight_decay)
 
 
-def denoiser(run: Setup, module: nn.Module) -> diffusion.Denoiser:
-  """The module's D(x; sigma, y) under the run's preconditioning."""
-  return diffusion.make_denoiser(
-      networks.apply_fn(module), run.config.sigma_data)
+def denoiser(
+    run: Setup, module: nn.Module, mesh: jax.sharding.Mesh | None = None
+) -> diffusion.Denoiser:
+  """The module's D(x; sigma, y) under the run's preconditioning.
+
+  Args:
+    run: the run.
+    module: of the network.
+    mesh: of the stage, if it is called inside a step.
+  """
+  return gathering(run, mesh, diffusion.make_denoiser(
+      networks.apply_fn(module), run.config.sigma_data))
+
+
+def gathering(
+    run: Setup, mesh: jax.sharding.Mesh | None, network: Callable[..., Any]
+) -> Callable[..., Any]:
+  """`network(params, ...)` for params that may be split over 'data'."""
+  if mesh is None or not run.config.compute.fsdp:
+    return network
+  return lambda params, *args, **kwargs: network(
+      fsdp.gather(params, mesh), *args, **kwargs)
+
+
+def data_mesh(run: Setup) -> jax.sharding.Mesh:
+  """All devices along 'data', for a stage with one network."""
+  return mesh_lib.make_mesh(devices=run.mesh.devices.flatten())
 
 
 def make_classifier(run: Setup) -> classifier.Classifier:

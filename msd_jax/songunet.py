@@ -41,6 +41,8 @@ class SongUNet(nn.Module):
     channel_mult_noise: channels of that embedding, in model_channels.
     dtype: of convolutions; parameters, norms, attention and the embedding are
       float32.
+    remat: keeps the inputs of branches and attentions alone for the gradient,
+      and computes the rest again.
   """
   resolution: int
   channels: int
@@ -57,6 +59,7 @@ class SongUNet(nn.Module):
   fourier: bool = False
   channel_mult_noise: int = 1
   dtype: Any = jnp.float32
+  remat: bool = False
 
   @nn.compact
   def __call__(
@@ -198,10 +201,13 @@ class SongUNet(nn.Module):
     shortcut = resample(x)
     if 'skip' in params:
       shortcut = layers.dense(params['skip'], shortcut)
-    x = _branch(params, x, emb, key, resample, self.dropout)
-    x = (shortcut + x) * _SUM_SCALE
+    branch, attention = (
+        layers.remat(f, self.remat) for f in (
+            lambda *args: _branch(*args, resample, self.dropout),
+            lambda *args: layers.attention(*args, block.num_heads, _EPSILON)))
+    x = (shortcut + branch(params, x, emb, key)) * _SUM_SCALE
     if block.num_heads:
-      x = x + layers.attention(params, x, block.num_heads, _EPSILON)
+      x = x + attention(params, x)
       x = x * _SUM_SCALE
     return x
 

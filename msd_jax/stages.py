@@ -39,16 +39,19 @@ def _one_network_stage(
   settings = run.config[name]
   seed = run.config.seed if seed is None else seed
   tx = setup.optimizer(settings)
+  compute = run.config.compute
   return loop.Stage(
       name=name,
       num_steps=settings.num_steps,
-      mesh=run.mesh,
+      mesh=setup.data_mesh(run),
       init=teacher.make_init(init_params, tx, seed),
-      step=teacher.make_step(loss_fn, tx, settings.ema_half_life_steps),
+      step=teacher.make_step(
+          loss_fn, tx, settings.ema_half_life_steps, compute.microbatches),
       params=lambda state: state.ema,
       batch=data_lib.make_batches(
           run.dataset.train, settings.batch_size, seed=seed),
-      frozen=frozen or (lambda results: {}))
+      frozen=frozen or (lambda results: {}),
+      fsdp=compute.fsdp)
 
 
 def teacher_stage(run: setup.Setup) -> loop.Stage:
@@ -57,17 +60,19 @@ def teacher_stage(run: setup.Setup) -> loop.Stage:
       run, 'teacher',
       lambda key: networks.init_params(run.teacher, key, run.dataset.shape),
       teacher.make_denoising(
-          setup.denoiser(run, run.teacher), run.config.sigma_data))
+          setup.denoiser(run, run.teacher, setup.data_mesh(run)),
+          run.config.sigma_data))
 
 
 def score_matching_stage(run: setup.Setup) -> loop.Stage:
   """MSD's first stage where students are of another network: copy D."""
+  mesh = setup.data_mesh(run)
   return _one_network_stage(
       run, 'score_matching',
       lambda key: networks.init_params(run.student, key, run.dataset.shape),
       teacher.make_denoising(
-          setup.denoiser(run, run.student), run.config.sigma_data,
-          teacher=setup.denoiser(run, run.teacher)),
+          setup.denoiser(run, run.student, mesh), run.config.sigma_data,
+          teacher=setup.denoiser(run, run.teacher, mesh)),
       frozen=lambda results: {'teacher': results['teacher']})
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from core_jax import accumulate
 from msd_jax import diffusion
 from msd_jax import losses
 
@@ -66,7 +67,10 @@ def make_init(
 
 
 def make_step(
-    loss_fn: Loss, tx: optax.GradientTransformation, ema_half_life_steps: float
+    loss_fn: Loss,
+    tx: optax.GradientTransformation,
+    ema_half_life_steps: float,
+    microbatches: int = 1,
 ) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
   """(state, batch, frozen) -> (state, metrics): one update of params.
 
@@ -75,12 +79,15 @@ def make_step(
       [-1, 1].
     tx: optimizer.
     ema_half_life_steps: of the averaged params that the stage hands on.
+    microbatches: that a batch is worked through in.
   """
 
   def step(state, batch, frozen):
     key = jax.random.fold_in(state.key, state.step)
     batch = {**batch, 'image': to_unit_range(batch['image'])}
-    loss, grads = jax.value_and_grad(loss_fn)(state.params, batch, key, frozen)
+    grad_fn = accumulate.value_and_grad(
+        lambda *args: (loss_fn(*args, frozen), ()), microbatches)
+    (loss, _), grads = grad_fn(state.params, batch, key)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = diffusion.warmed_up_decay(state.step, ema_half_life_steps)

@@ -10,6 +10,8 @@ from core_jax import cli
 from core_jax import folder
 from core_jax import loop
 from core_jax import plan
+from core_jax import topology
+from msd_jax import data
 from msd_jax import distillation
 from msd_jax import given
 from msd_jax import networks
@@ -66,9 +68,36 @@ def announcement(run: setup.Setup, todo: list[loop.Stage], path: Any) -> str:
       f'results go to {path}')
 
 
-def show_plan(config: setup.Config) -> str:
-  """Memory and FLOPs of the stages, from compilation alone."""
-  run = setup.make(config)
+def show_plan(
+    config: setup.Config, target: topology.Target | None = None
+) -> str:
+  """Memory and FLOPs of the stages, from compilation alone.
+
+  Args:
+    config: of the run.
+    target: devices that are not here; None plans for those that are.
+  """
+  # A data set that is declared need not be here.
+  run = setup.make(config, target and target.devices, data.declared(config))
   found = given.results(config, run.teacher)
   plans = plan.plan(stages.make_stages(run, found), found)
-  return f'{cli.describe_devices(run.mesh)}\n{plan.show(plans)}'
+  devices = target.name if target else cli.describe_devices(run.mesh)
+  return (f'{devices}, mesh {dict(run.mesh.shape)}\n'
+          f'{plan.show(plans, target and target.hbm_bytes, knobs(run))}')
+
+
+def knobs(run: setup.Setup) -> dict[str, list[str]]:
+  """What to change where a stage does not fit; see `plan.show`."""
+  compute, students = run.config.compute, run.config.num_students
+  state = [] if compute.fsdp else ['compute.fsdp=True']
+  if run.mesh.shape['student'] < students:
+    state.append(f'student_devices={students}, or more devices')
+  else:
+    state.append('a larger slice')
+  temporary = []
+  if not compute.remat:
+    temporary.append('compute.remat=True')
+  if compute.dtype == 'float32':
+    temporary.append("compute.dtype='bfloat16'")
+  temporary.append(f'compute.microbatches={2 * compute.microbatches}')
+  return {'state': state, 'temporary': temporary}

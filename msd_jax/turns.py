@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from core_jax import accumulate
 from core_jax import mesh as mesh_lib
 from msd_jax import diffusion
 from msd_jax import discriminator
@@ -63,6 +64,7 @@ class Settings:
   ema_decay: float = 0.  # 0: none
   gan: Gan | None = None
   regression_weight: float = 0.  # 0: no pairs
+  microbatches: int = 1  # that a batch is worked through in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,13 +175,16 @@ def regression_gradient(
   """Loss on the teacher's pairs, and its gradient by the generator."""
   networks, settings = recipe.networks, recipe.settings
 
-  def loss_fn(params):
+  def loss_fn(params, pairs, key):
+    del key
     x = generated(networks.generator, params, pairs['noise'], pairs['label'],
                   settings.sigma_max)
     return losses.regression_loss(
-        x, pairs['image'], networks.distance(distance))
+        x, pairs['image'], networks.distance(distance)), ()
 
-  return jax.value_and_grad(loss_fn)(generator)
+  grad_fn = accumulate.value_and_grad(loss_fn, settings.microbatches)
+  (loss, _), grads = grad_fn(generator, pairs, jax.random.key(0))
+  return loss, grads
 
 
 def update_generator(
@@ -192,23 +197,18 @@ def update_generator(
 ) -> tuple[Student, jax.Array, dict[str, jax.Array]]:
   """The generator's turn on (noise, labels); also the images made before it."""
   networks, settings = recipe.networks, recipe.settings
-  noise, labels = inputs
-  dm_key, gan_key = jax.random.split(key)
-  x, pull_back = jax.vjp(
-      lambda params: generated(
-          networks.generator, params, noise, labels, settings.sigma_max),
-      student.generator)
-  gradient = matching_gradient(
-      recipe, student, x, labels, dm_key, frozen['teacher'])
-  dx = jax.grad(losses.distribution_matching_loss)(x, gradient)
-  metrics = {'dm_gradient_abs': jnp.mean(jnp.abs(gradient)),
-             'dm_x_grad_norm': optax.tree.norm(dx), **brightness(x)}
-  if settings.gan:
-    gan_dx, of_gan = _gan_gradient(
-        recipe, student, x, labels, gan_key, frozen['teacher'], dx)
-    dx += gan_dx
-    metrics |= of_gan
-  grads, = pull_back(dx)
+
+  def loss_fn(params, inputs, key):
+    noise, labels = inputs
+    x = generated(
+        networks.generator, params, noise, labels, settings.sigma_max)
+    fixed = jax.lax.stop_gradient(x)
+    dx, found = image_gradient(
+        recipe, student, fixed, labels, key, frozen['teacher'])
+    return jnp.sum(x * dx), (fixed, found)  # its gradient by x is dx
+
+  grad_fn = accumulate.value_and_grad(loss_fn, settings.microbatches)
+  (_, (x, metrics)), grads = grad_fn(student.generator, inputs, key)
   if settings.regression_weight:
     loss, more = regression_gradient(
         recipe, student.generator, pairs, frozen.get('distance'))
@@ -225,6 +225,24 @@ def update_generator(
   student = student.replace(
       generator=generator, generator_opt_state=opt_state, ema=ema)
   return student, x, metrics
+
+
+def image_gradient(
+    recipe: Recipe, student: Student, x: jax.Array, labels: jax.Array,
+    key: jax.Array, teacher: Any,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Gradient of the terms of DM and GAN by the images x [B, ...]; metrics."""
+  dm_key, gan_key = jax.random.split(key)
+  gradient = matching_gradient(recipe, student, x, labels, dm_key, teacher)
+  dx = jax.grad(losses.distribution_matching_loss)(x, gradient)
+  metrics = {'dm_gradient_abs': jnp.mean(jnp.abs(gradient)),
+             'dm_x_grad_norm': optax.tree.norm(dx), **brightness(x)}
+  if recipe.settings.gan:
+    gan_dx, of_gan = _gan_gradient(
+        recipe, student, x, labels, gan_key, teacher, dx)
+    dx += gan_dx
+    metrics |= of_gan
+  return dx, metrics
 
 
 def _gan_gradient(recipe, student, x, labels, key, teacher, dm_dx):
@@ -267,11 +285,12 @@ def update_fake(
   """
   networks, settings = recipe.networks, recipe.settings
   guidance, opt_state = carry
-  x, labels, real, key = inputs
-  key, real_key, fake_key = jax.random.split(key, 3)
-  noisy, sigma = noised(settings, key, x, 0, settings.num_levels - 1)
+  *rows, key = inputs
 
-  def loss_fn(guidance):
+  def loss_fn(guidance, rows, key):
+    x, labels, real = rows
+    key, real_key, fake_key = jax.random.split(key, 3)
+    noisy, sigma = noised(settings, key, x, 0, settings.num_levels - 1)
     d = networks.fake(guidance[0], noisy, sigma, labels)
     loss = losses.denoising_loss(d, x, sigma, settings.sigma_data)
     found = {'fake_loss': loss}
@@ -284,6 +303,7 @@ def update_fake(
       found['critic_loss'] = critic
     return loss, found
 
-  grads, found = jax.grad(loss_fn, has_aux=True)(guidance)
+  grad_fn = accumulate.value_and_grad(loss_fn, settings.microbatches)
+  (_, found), grads = grad_fn(guidance, tuple(rows), key)
   updates, opt_state = networks.fake_tx.update(grads, opt_state, guidance)
   return (optax.apply_updates(guidance, updates), opt_state), found

@@ -28,7 +28,8 @@ class ADM(nn.Module):
 
   A new network is 0 everywhere: each residual branch and the output begin at
   0. `dtype` is that of convolutions and matrix products; parameters, norms and
-  attention are float32.
+  attention are float32. `remat` keeps the inputs of branches and attentions
+  alone for the gradient, and computes the rest again.
   """
   resolution: int
   channels: int
@@ -41,6 +42,7 @@ class ADM(nn.Module):
   channels_per_head: int = 64
   dropout: float = 0.10
   dtype: Any = jnp.float32
+  remat: bool = False
 
   @nn.compact
   def __call__(
@@ -121,7 +123,8 @@ class ADM(nn.Module):
 
   def _apply(self, block, params, x, emb, key, index):
     key = None if key is None else jax.random.fold_in(key, index)
-    return _apply_block(block, params[block.name], x, emb, key, self.dropout)
+    return _apply_block(
+        block, params[block.name], x, emb, key, self.dropout, self.remat)
 
 
 def _encoder_blocks(levels, num_blocks, channels_per_head):
@@ -190,14 +193,18 @@ def _embed(params, c_noise, labels, channels, dtype):
                  @ kernel)
 
 
-def _apply_block(block, params, x, emb, key, dropout):
+def _apply_block(block, params, x, emb, key, dropout, remat):
   """x [B, H, W, in_channels], emb [B, E] -> [B, H', W', out_channels]."""
+  branch, attention = (
+      layers.remat(f, remat) for f in (
+          lambda *args: _branch(*args, block.resample, dropout),
+          lambda *args: layers.attention(*args, block.num_heads)))
   shortcut = layers.resample(block.resample, x)
   if 'skip' in params:
     shortcut = layers.dense(params['skip'], shortcut)
-  x = shortcut + _branch(params, x, emb, key, block.resample, dropout)
+  x = shortcut + branch(params, x, emb, key)
   if block.num_heads:
-    x = x + layers.attention(params, x, block.num_heads)
+    x = x + attention(params, x)
   return x
 
 

@@ -1,5 +1,6 @@
 """A run from its config to its report: tune, export, compare."""
 
+import dataclasses
 import functools
 import importlib.util
 import pathlib
@@ -16,6 +17,7 @@ from core_jax import loop
 from core_jax import mesh as mesh_lib
 from core_jax import metrics as metrics_lib
 from core_jax import plan
+from core_jax import topology
 from stn_jax import baselines
 from stn_jax import experiment
 from stn_jax import implicit
@@ -178,10 +180,14 @@ def announcement(run: experiment.Setup, path: pathlib.Path) -> str:
       f'{path}')
 
 
-def show_plan(config: experiment.Config) -> str:
+def show_plan(
+    config: experiment.Config, target: topology.Target | None = None
+) -> str:
   """Memory and FLOPs of the stages, from compilation alone."""
   check(config)
   run = experiment.setup(config)
-  stages = [tune_stage(run, method) for method in config.methods]
-  return (f'{cli.describe_devices(mesh_lib.make_mesh())}\n'
-          f'{plan.show(plan.plan(stages))}')
+  mesh = mesh_lib.make_mesh(devices=target and target.devices)
+  stages = [dataclasses.replace(tune_stage(run, method), mesh=mesh)
+            for method in config.methods]
+  return (f'{cli.describe_devices(mesh)}\n'
+          f'{plan.show(plan.plan(stages), target and target.hbm_bytes)}')
