@@ -143,10 +143,11 @@ def _knowledge(config, client):
   if config.knowledge.kind == 'lm':
     from link_jax import lm_model
     from link_jax import lm_score
-    settings = config.knowledge.lm.to_dict()
+    fields = config.knowledge.lm.to_dict()
+    model = fields.pop('model')
+    settings = lm_model.Settings(**fields)  # Refused before weights are read.
     return lm_model.LmKnowledge(
-        lm_score.load_scorer(settings.pop('model')),
-        lm_model.Settings(**settings), facts_lib.embedded(), parser)
+        lm_score.load_scorer(model), settings, facts_lib.embedded(), parser)
   from link_jax import http_model
   return http_model.HttpKnowledge(client, sampling_of(config), parser)
 

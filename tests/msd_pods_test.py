@@ -92,7 +92,8 @@ def test_a_config_goes_from_published_weights_to_students(
   monkeypatch.setattr(stages, 'make_stages', lambda *args: [
       counted(stage) for stage in make_stages(*args)])
   train.train_and_evaluate(config, str(tmp_path / 'run'))
-  assert traces == {'students_dm': 1, 'students': 1}
+  assert set(traces) >= {'students_dm', 'students'}
+  assert set(traces.values()) == {1}
   bundle, _ = msd_jax.load(str(tmp_path / 'run'))
   images = msd_jax.generate(bundle, np.arange(4), jax.random.key(0))
   assert np.isfinite(images).all() and images.std() > 0

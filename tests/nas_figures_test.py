@@ -95,7 +95,8 @@ def test_a_method_has_one_colour():
   names = ['enas', 'enas_replay', 'uniform', 'mine', 'yours']
   found = figures.method_colors(names)
   assert len(set(found.values())) == 5
-  assert figures.method_colors(['replay'])['replay'] == found['replay']
+  assert figures.method_colors(['enas_replay'])['enas_replay'] == (
+      found['enas_replay'])
 
 
 def reports(space):

@@ -204,8 +204,9 @@ def test_a_found_cell_is_written_as_a_module_of_its_own(finished):
     module = runpy.run_path(str(path / f'cell_{method}.py'))
     model = module['LanguageModel']()
     tokens = jnp.zeros((5, 2), jnp.int32)
-    (logits, _), variables = model.init_with_output(
-        jax.random.key(0), tokens)
+    with jax.numpy_rank_promotion('allow'):
+      (logits, _), variables = model.init_with_output(
+          jax.random.key(0), tokens)
     assert logits.shape == (5, 2, config.markov.vocab_size)
     assert variables['params']
     names = set(cells[method]['act'])
