@@ -3,7 +3,7 @@
   python -m nas_jax.main
 
 ENAS with and without memory against random search, all over shared weights,
-on text whose next symbol depends on the last two: 4 minutes on two cores.
+on text whose next symbol depends on the last two: 3 minutes on two cores.
 `:help` reads Python's own help instead, some 60,000 words of English;
 `:small` has three nodes, of which every cell is known by training it alone
 (see nas_jax.tabular).
