@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from nas_jax import child as child_lib
-from nas_jax import data
 from nas_jax import enas
+from nas_jax import models
 from nas_jax import space as space_lib
 from nas_jax import strategies
 
@@ -41,21 +41,6 @@ def make_init(
   return init
 
 
-def loss_on(
-    child: child_lib.Child, params: Any, cell: space_lib.Cell,
-    streams: jax.Array, window_tokens: int, num_windows: int,
-) -> jax.Array:
-  """[], nats a token of a cell on the first windows of streams [B, L]."""
-
-  def body(h, i):
-    window = data.take_window(streams, i, window_tokens)
-    nll, h = child_lib.negative_log_likelihood(child, params, cell, window, h)
-    return h, nll.mean()
-
-  h = child_lib.initial_state(child, len(streams))
-  return jax.lax.scan(body, h, jnp.arange(num_windows))[1].mean()
-
-
 def make_step(
     child: child_lib.Child, chunk: int, window_tokens: int, num_windows: int
 ) -> Callable[[State, Any, Any], tuple[State, dict[str, jax.Array]]]:
@@ -64,13 +49,15 @@ def make_step(
   `frozen` has 'shared' weights and 'valid' streams [B, L].
   """
 
+  model = models.shared(child)
+
   def step(state, batch, frozen):
     del batch
     first = state.step * chunk
     tokens = jax.lax.dynamic_slice_in_dim(state.tokens, first, chunk)
     losses = jax.lax.map(
-        lambda row: loss_on(
-            child, frozen['shared'], space_lib.decode(child.space, row),
+        lambda row: models.loss_on(
+            model, frozen['shared'], space_lib.decode(child.space, row),
             frozen['valid'], window_tokens, num_windows), tokens)
     losses = jnp.where(jnp.isfinite(losses), losses, jnp.inf)
     found = jax.lax.dynamic_update_slice_in_dim(

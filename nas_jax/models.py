@@ -8,7 +8,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from core_jax import mesh as mesh_lib
 from nas_jax import child as child_lib
+from nas_jax import data
 from nas_jax import softmax
 from nas_jax import space as space_lib
 
@@ -29,9 +31,8 @@ class Model(NamedTuple):
   nll: Callable[..., tuple[jax.Array, Any]]
 
 
-def single(child: child_lib.Child) -> Model:
-  """One cell with weights of its own; which cell is an argument."""
-  child = dataclasses.replace(child, sharing='node')
+def shared(child: child_lib.Child) -> Model:
+  """Any cell by weights that all share; which cell is an argument."""
 
   def nll(params, arch, tokens, h, rates, key):
     return child_lib.negative_log_likelihood(
@@ -40,6 +41,11 @@ def single(child: child_lib.Child) -> Model:
   return Model(
       lambda key: child_lib.init_params(child, key),
       lambda batch_size: child_lib.initial_state(child, batch_size), nll)
+
+
+def single(child: child_lib.Child) -> Model:
+  """One cell with weights of its own; which cell is an argument."""
+  return shared(dataclasses.replace(child, sharing='node'))
 
 
 def lstm(vocab_size: int, hidden_size: int, init_scale: float) -> Model:
@@ -93,3 +99,20 @@ def equal_lstm(vocab_size: int, num_params: int) -> int:
   while count_lstm(vocab_size, h + 1) <= num_params:
     h += 1
   return h
+
+
+def loss_on(
+    model: Model, params: Any, arch: Any, streams: jax.Array,
+    window_tokens: int, num_windows: int = 0,
+) -> jax.Array:
+  """[], nats a token on the first windows of streams [B, L]; 0 for all."""
+
+  def body(h, i):
+    window = data.take_window(streams, i, window_tokens)
+    nll, h = model.nll(params, arch, window, h, None, None)
+    return h, nll.mean()
+
+  count = num_windows or data.num_windows(streams, window_tokens)
+  start = mesh_lib.vary_like(
+      model.state(len(streams)), jax.tree.leaves(params)[0])
+  return jax.lax.scan(body, start, jnp.arange(count))[1].mean()

@@ -12,10 +12,8 @@ import numpy as np
 from nas_jax import analysis
 from nas_jax import controller as controller_lib
 from nas_jax import data
-from nas_jax import derive
 from nas_jax import experiment
 from nas_jax import models
-from nas_jax import retrain
 from nas_jax import space as space_lib
 
 _UNIFORM_SEED, _POLICY_SEED = 11, 12
@@ -27,14 +25,13 @@ def num_windows(run: experiment.Setup, wanted: int) -> int:
   return min(wanted, there) if wanted else there
 
 
-def costs(config: experiment.Config, run: experiment.Setup
-          ) -> dict[str, float]:
+def costs(run: experiment.Setup) -> dict[str, float]:
   """Tokens trained on, a forward pass alone counted as a third.
 
   Returns:
     'search' of one method with its derivation, 'scratch' of one training.
   """
-  window = config.window_tokens
+  config, window = run.config, run.config.window_tokens
   train, valid = config.batch_size * window, config.valid_batch_size * window
   evaluated = config.num_rounds * config.strategy_updates * (
       config.reward.samples_per_update)
@@ -55,7 +52,7 @@ def test_losses(
   @jax.jit
   def losses(params, arch, streams):
     return jax.lax.map(
-        lambda x: retrain.loss_on(model, *x, streams, window), (params, arch))
+        lambda x: models.loss_on(model, *x, streams, window), (params, arch))
 
   return np.asarray(losses(found['params'], found['arch'], run.test))
 
@@ -120,12 +117,13 @@ def make_measures(run: experiment.Setup) -> Measures:
   config = run.config
   windows = num_windows(run, config.derive.num_windows)
   controller = experiment.make_controller(config, run.space)
+  model = models.shared(run.child)
 
   @jax.jit
   def losses(shared, tokens, valid):
     return jax.lax.map(
-        lambda row: derive.loss_on(
-            run.child, shared, space_lib.decode(run.space, row), valid,
+        lambda row: models.loss_on(
+            model, shared, space_lib.decode(run.space, row), valid,
             config.window_tokens, windows), tokens)
 
   sample = jax.jit(lambda params, key, start: controller_lib.sample(
@@ -232,7 +230,7 @@ def collect(
   """
   measures = make_measures(run)
   random = uniform_tokens(run, run.config.analysis.num_cells)
-  spent, scratch = costs(run.config, run), scratch_rows(run, found, names)
+  spent, scratch = costs(run), scratch_rows(run, found, names)
   in_trainings = spent['search'] / max(spent['scratch'], 1.0)
   rows = {}
   for method in run.config.methods:

@@ -13,6 +13,7 @@ from core_jax import mesh as mesh_lib
 from nas_jax import child as child_lib
 from nas_jax import data
 from nas_jax import models
+from nas_jax import strategies
 
 
 @struct.dataclass
@@ -78,23 +79,6 @@ def make_init(
   return init
 
 
-def loss_on(
-    model: models.Model, params: Any, arch: Any, streams: jax.Array,
-    window_tokens: int,
-) -> jax.Array:
-  """[], nats a token on all whole windows of streams [B, L]."""
-
-  def body(h, i):
-    window = data.take_window(streams, i, window_tokens)
-    nll, h = model.nll(params, arch, window, h, None, None)
-    return h, nll.mean()
-
-  count = data.num_windows(streams, window_tokens)
-  start = mesh_lib.vary_like(
-      model.state(len(streams)), jax.tree.leaves(params)[0])
-  return jax.lax.scan(body, start, jnp.arange(count))[1].mean()
-
-
 def make_round(
     model: models.Model, settings: Settings,
     tx: optax.GradientTransformation, mesh: jax.sharding.Mesh,
@@ -107,7 +91,7 @@ def make_round(
 
   def one(run, step, text):
     run, loss = train(model, settings, tx, run, step, text.train)
-    valid = loss_on(
+    valid = models.loss_on(
         model, run.params, run.arch, text.valid, settings.window_tokens)
     better = valid < run.best_loss  # False for NaN
     keep = lambda new, old: jnp.where(better, new, old)
@@ -121,7 +105,8 @@ def make_round(
         state.runs, state.step, frozen['data'])
     worst = jnp.nan_to_num(runs.best_loss, posinf=99.0)
     return State(state.step + 1, runs), {
-        'train_loss': _finite_mean(loss), 'valid_loss': _finite_mean(valid),
+        'train_loss': strategies.finite_mean(loss),
+        'valid_loss': strategies.finite_mean(valid),
         'least_valid_loss': worst.min()}
 
   return step
@@ -158,8 +143,3 @@ def train(
       jnp.arange(settings.updates))
   params, opt_state, h = carry
   return run.replace(params=params, opt_state=opt_state, h=h), losses.mean()
-
-
-def _finite_mean(x):
-  good = jnp.isfinite(x)
-  return jnp.where(good, x, 0.0).sum() / jnp.maximum(good.sum(), 1)

@@ -30,12 +30,10 @@ from core_jax import checkpoint
 from core_jax import folder
 from core_jax import loop
 from nas_jax import analysis
-from nas_jax import child as child_lib
 from nas_jax import experiment
 from nas_jax import figures
 from nas_jax import models
 from nas_jax import results
-from nas_jax import retrain
 from nas_jax import space as space_lib
 from nas_jax import train
 
@@ -171,18 +169,13 @@ def shared_losses(workdir: str) -> np.ndarray:
     if end not in mgr.all_steps():
       raise TableError(f'{workdir} has not finished its random search')
     shared = checkpoint.restore_params(mgr, end)['shared']
-  model = models.Model(
-      lambda key: None,
-      lambda size: child_lib.initial_state(run.child, size),
-      lambda params, arch, tokens, h, rates, key:
-          child_lib.negative_log_likelihood(
-              run.child, params, space_lib.Cell(*arch), tokens, h))
+  model = models.shared(run.child)
   cells = space_lib.enumerate_cells(run.space)
 
   @jax.jit
   def losses(shared, cells, streams):
     return jax.lax.map(
-        lambda cell: retrain.loss_on(
+        lambda cell: models.loss_on(
             model, shared, cell, streams, config.window_tokens), cells)
 
   return np.asarray(losses(
