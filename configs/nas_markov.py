@@ -28,6 +28,8 @@ def get_config(variant=''):
   config.rates = ml_collections.ConfigDict(
       dict(embedding=0.0, input=0.0, output=0.0, weight=0.0))
 
+  config.reset_rate = 0.0  # of a stream's state, in training
+
   config.methods = ('enas', 'enas_reconstruct', 'uniform')
   config.num_rounds = 40
   config.shared_updates = 100

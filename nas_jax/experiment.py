@@ -89,10 +89,18 @@ def make_space(fields: Mapping[str, Any]) -> space_lib.Space:
 def make_rates(fields: Mapping[str, float]) -> child_lib.Rates | None:
   """config.rates -> Rates; None where nothing is dropped."""
   rates = child_lib.Rates(**fields)
-  for name, rate in rates._asdict().items():
-    if not 0 <= rate < 1:
-      raise ValueError(f'rates.{name}={rate} is not in [0, 1)')
+  for name in rates._fields:
+    check_rate(fields, name, 'rates.')
   return rates if any(rates) else None
+
+
+def check_rate(
+    fields: Mapping[str, Any], name: str, prefix: str = ''
+) -> float:
+  """fields[name], a probability below 1."""
+  if not 0 <= fields[name] < 1:
+    raise ValueError(f'{prefix}{name}={fields[name]} is not in [0, 1)')
+  return fields[name]
 
 
 def make_optimizer(

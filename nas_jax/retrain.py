@@ -53,10 +53,12 @@ class Settings:
     updates: of each model.
     window_tokens: T, backpropagated through.
     rates: of dropout.
+    reset_rate: of a stream's state in training, see `data.carry_on`.
   """
   updates: int
   window_tokens: int
   rates: child_lib.Rates | None = None
+  reset_rate: float = 0.0
 
 
 def make_init(
@@ -129,9 +131,9 @@ def train(
   def update(carry, i):
     params, opt_state, h = carry
     place = (first + i) % num_windows
-    h = jax.tree.map(lambda x: jnp.where(place == 0, 0.0, x), h)
-    window = data.take_window(streams, place, length)
     key = jax.random.fold_in(run.key, first + i)
+    h = data.carry_on(h, place, settings.reset_rate, key)
+    window = data.take_window(streams, place, length)
     (loss, h), grads = jax.value_and_grad(loss_fn, has_aux=True)(
         params, window, h, key)
     updates, opt_state = tx.update(grads, opt_state, params)

@@ -61,12 +61,14 @@ class Settings:
     window_tokens: T, backpropagated through, and of one reward.
     cells_per_update: M cells share the streams of an update.
     rates: of dropout.
+    reset_rate: of a stream's state in training, see `data.carry_on`.
   """
   shared_updates: int
   strategy_updates: int
   window_tokens: int
   cells_per_update: int = 1
   rates: child_lib.Rates | None = None
+  reset_rate: float = 0.0
 
 
 def make_init(
@@ -168,10 +170,11 @@ def shared_phase(
   def update(carry, i):
     params, opt_state, h = carry
     place = (first + i) % num_windows
-    h = jnp.where(place == 0, 0.0, h)
+    update_key = jax.random.fold_in(key, i)
+    h = data.carry_on(h, place, settings.reset_rate, update_key)
     window = data.take_window(train, place, length)
     (loss, h), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-        params, window, h, jax.random.fold_in(key, i))
+        params, window, h, update_key)
     updates, opt_state = tx.update(grads, opt_state, params)
     params = optax.apply_updates(params, updates)
     # A cell whose state overflows spoils its own window alone.

@@ -40,7 +40,8 @@ def search_stage(run: experiment.Setup, method: str) -> loop.Stage:
   tx = experiment.make_optimizer(config.optimizer, config.shared_updates)
   settings = search.Settings(
       config.shared_updates, config.strategy_updates, config.window_tokens,
-      config.cells_per_update, experiment.make_rates(config.rates))
+      config.cells_per_update, experiment.make_rates(config.rates),
+      experiment.check_rate(config, 'reset_rate'))
   return loop.Stage(
       name=f'search_{method}',
       num_steps=config.num_rounds,
@@ -140,7 +141,8 @@ def scratch_stage(
   tx = experiment.make_optimizer(fields.optimizer, fields.updates_per_round)
   settings = retrain.Settings(
       fields.updates_per_round, run.config.window_tokens,
-      experiment.make_rates(fields.rates))
+      experiment.make_rates(fields.rates),
+      experiment.check_rate(run.config, 'reset_rate'))
   return loop.Stage(
       name=name,
       num_steps=fields.num_rounds,
