@@ -1,5 +1,6 @@
 """Sources of known entropy, and text as windows."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -66,6 +67,17 @@ def test_windows_follow_one_another_and_share_one_token():
   first, second = (data.take_window(rows, i, 5) for i in (0, 1))
   np.testing.assert_array_equal(first[:, 1], range(11, 17))
   np.testing.assert_array_equal(second[:, 0], range(5, 11))
+
+
+def test_streams_begin_at_zero_where_the_text_does_and_elsewhere_by_chance():
+  state = jnp.ones((4_000, 1)), jnp.ones((4_000, 3))
+  after = lambda place, rate: data.carry_on(
+      state, jnp.int32(place), rate, jax.random.key(0))
+  assert all(not x.any() for x in after(0, 0.0))
+  assert all(x.all() for x in after(1, 0.0))
+  memory, hidden = after(1, 0.25)
+  np.testing.assert_array_equal(jnp.tile(memory, 3), hidden)
+  assert abs(memory.mean() - 0.75) < 0.03
 
 
 @pytest.mark.parametrize('make, words', [
