@@ -165,7 +165,10 @@ def outputs(
 
 
 def clip_norm(x: jax.Array, max_norm: float, axis: int = -1) -> jax.Array:
-  """Vectors along an axis longer than max_norm, to that; 0 for none."""
+  """Vectors along an axis longer than max_norm, to that; 0 for none.
+
+  The square of a length from 1.8e19 on is infinite, and the vector becomes 0.
+  """
   if not max_norm:
     return x
   squares = jnp.sum(x * x, axis, keepdims=True)

@@ -22,11 +22,14 @@ from nas_jax import space as space_lib
 _INIT_SCALE = 1e-3  # of alpha in DARTS
 
 
-class Alpha(NamedTuple):
-  """Logits of the mixture.
+Alpha = dict[str, jax.Array]  # a dict, as checkpoints give it back
+
+
+class Mixture(NamedTuple):
+  """Of what each node is made; the probabilities of a node sum to 1.
 
   Attributes:
-    first: [F], of node 0's activation; not read where that is fixed.
+    first: [F], of node 0's activation.
     edges: [E, F], of the edge and the activation at its end, edges counted by
       targets as `child.edge` does.
   """
@@ -34,14 +37,10 @@ class Alpha(NamedTuple):
   edges: jax.Array
 
 
-class Mixture(NamedTuple):
-  """Probabilities of the same shapes; those of a node sum to 1."""
-  first: jax.Array
-  edges: jax.Array
-
-
 def init_alpha(child: child_lib.Child, key: jax.Array) -> Alpha:
-  """Nearly even logits.
+  """Nearly even logits 'first' [F] and 'edges' [E, F] of a `Mixture`.
+
+  'first' is not read where node 0's activation is fixed.
 
   Raises:
     ValueError: the weights depend on the activation too, and a mixture of
@@ -53,8 +52,8 @@ def init_alpha(child: child_lib.Child, key: jax.Array) -> Alpha:
   num_nodes, num_acts = child.space.num_nodes, len(child.space.activations)
   draw = lambda i, *shape: _INIT_SCALE * jax.random.normal(
       jax.random.fold_in(key, i), shape)
-  return Alpha(draw(0, num_acts),
-               draw(1, num_nodes * (num_nodes - 1) // 2, num_acts))
+  return {'first': draw(0, num_acts),
+          'edges': draw(1, num_nodes * (num_nodes - 1) // 2, num_acts)}
 
 
 def edges_of(j: int) -> slice:
@@ -65,13 +64,13 @@ def edges_of(j: int) -> slice:
 def mixture(space: space_lib.Space, alpha: Alpha) -> Mixture:
   """Logits -> probabilities."""
   num_acts = len(space.activations)
-  chex.assert_shape(alpha.edges, (None, num_acts))
+  chex.assert_shape(alpha['edges'], (None, num_acts))
   first = (jax.nn.one_hot(space.first_index(), num_acts) if space.first
-           else jax.nn.softmax(alpha.first))
+           else jax.nn.softmax(alpha['first']))
   edges = [
-      jax.nn.softmax(alpha.edges[edges_of(j)], (0, 1))
+      jax.nn.softmax(alpha['edges'][edges_of(j)], (0, 1))
       for j in range(1, space.num_nodes)]
-  return Mixture(first, jnp.concatenate(edges or [alpha.edges]))
+  return Mixture(first, jnp.concatenate(edges or [alpha['edges']]))
 
 
 def one_hot(space: space_lib.Space, cell: space_lib.Cell) -> Mixture:

@@ -71,7 +71,7 @@ class Markov:
     return float(-np.sum(self.stationary()[..., None] * p * logs))
 
   def sample(self, num: int, rng: np.random.Generator) -> np.ndarray:
-    """[num], int32, after a run-in from an even context."""
+    """[num], int32, after a run-in of 100 from the first context."""
     size, order = self.probs.shape[-1], self.order
     steps = np.cumsum(self.probs.reshape(-1, size), -1)
     steps[:, -1] = 1.0

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from nas_jax import controller as controller_lib
+from nas_jax import keys
 from nas_jax import memory as memory_lib
 from nas_jax import strategies
 
@@ -70,7 +71,7 @@ def init(settings: Settings, key: jax.Array) -> State:
            'round': jnp.int32(0)}
   if memory.on:
     heads = memory_lib.init_heads(
-        memory.kind, controller, jax.random.fold_in(key, 1))
+        memory.kind, controller, keys.part(key, 'heads'))
     params |= {'heads': heads} if heads else {}
     state['buffer'] = memory_lib.init_buffer(
         memory.capacity, controller.space.num_decisions)

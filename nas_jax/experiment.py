@@ -128,6 +128,11 @@ def make_optimizer(
     parts.insert(0, optax.add_decayed_weights(fields['weight_decay']))
   if fields['clip_norm']:
     parts.insert(0, optax.clip_by_global_norm(fields['clip_norm']))
+  return _finite(*parts)
+
+
+def _finite(*parts):
+  """The chain of parts, which leaves an update out that is not finite."""
   return optax.apply_if_finite(optax.chain(*parts), np.iinfo(np.int32).max)
 
 
@@ -161,7 +166,7 @@ def make_strategy(run: Setup, method: str) -> strategies.Strategy:
           space, config.halving.num_cells,
           config.num_rounds * config.strategy_updates, num_evaluated)
     case 'darts':
-      tx = optax.chain(
+      tx = _finite(
           optax.add_decayed_weights(config.darts.weight_decay),
           optax.adam(config.darts.lr))
       return strategies.differentiable(

@@ -32,7 +32,8 @@ class Memory:
     batch_size: cells in one loss.
     pushed_per_round: cells that a round adds.
     store_from_round: the first round that adds.
-    train_from_round: the first whose updates have the loss.
+    train_from_round: the first whose updates have the loss; a round adds
+      before it updates.
   """
   kind: str = 'none'
   weight: float = 1.0
@@ -53,7 +54,7 @@ class Memory:
           f'memory.pushed_per_round={self.pushed_per_round} must be from 1 to '
           f'memory.capacity={self.capacity}')
     stored = min(self.capacity, self.pushed_per_round * max(
-        0, self.train_from_round - self.store_from_round))
+        0, self.train_from_round - self.store_from_round + 1))
     if stored < self.batch_size:
       raise ValueError(
           f'at memory.train_from_round={self.train_from_round} the buffer '

@@ -13,10 +13,12 @@ from nas_jax import analysis
 from nas_jax import controller as controller_lib
 from nas_jax import data
 from nas_jax import experiment
+from nas_jax import keys
 from nas_jax import models
+from nas_jax import search
 from nas_jax import space as space_lib
 
-_UNIFORM_SEED, _POLICY_SEED = 11, 12
+_UNIFORM_SEED = 11
 
 
 def num_windows(run: experiment.Setup, wanted: int) -> int:
@@ -162,10 +164,10 @@ def policy_report(
   """
   fields = run.config.analysis
   controller = experiment.make_controller(run.config, run.space)
-  key = jax.random.key(run.config.seed + _POLICY_SEED)
+  key = keys.of_seed(run.config.seed, 'policy')
   own = measures.sample(policy, key, controller_lib.zero_start(controller))
   elsewhere = measures.sample(policy, key, controller_lib.random_start(
-      controller, jax.random.fold_in(key, 1)))
+      controller, keys.part(key, 'start')))
   random = measures.score(policy, uniform_tokens(run, fields.num_cells))
   losses, by_chance = (
       None if shared is None else measures.losses(shared, x.tokens)
@@ -247,10 +249,11 @@ def collect(
       for method in run.config.methods
       if 'params' in (searched := found[f'search_{method}'])['strategy']}
   if policies:
-    # What a correlation is to be compared with: 0 it is not.
+    # What a correlation is to be compared with, 0 it is not: the same
+    # controller before it learnt.
     start = controller_lib.init_params(
         experiment.make_controller(run.config, run.space),
-        jax.random.key(run.config.seed))
+        search.split_key(run.config.seed)[1])
     policies['untrained'] = policy_report(run, measures, start)
   return rows, policies
 

@@ -92,24 +92,25 @@ def make_round(
   """
 
   def one(run, step, text):
-    run, loss = train(model, settings, tx, run, step, text.train)
+    run, losses = train(model, settings, tx, run, step, text.train)
     valid = models.loss_on(
         model, run.params, run.arch, text.valid, settings.window_tokens)
     better = valid < run.best_loss  # False for NaN
     keep = lambda new, old: jnp.where(better, new, old)
     return run.replace(
         best_params=jax.tree.map(keep, run.params, run.best_params),
-        best_loss=keep(valid, run.best_loss)), (loss, valid)
+        best_loss=keep(valid, run.best_loss)), (losses, valid)
 
   def step(state, batch, frozen):
     del batch
-    runs, (loss, valid) = mesh_lib.map_students(one, mesh)(
+    runs, (losses, valid) = mesh_lib.map_students(one, mesh)(
         state.runs, state.step, frozen['data'])
-    worst = jnp.nan_to_num(runs.best_loss, posinf=99.0)
     return State(state.step + 1, runs), {
-        'train_loss': strategies.finite_mean(loss),
+        'train_loss': strategies.finite_mean(losses),
         'valid_loss': strategies.finite_mean(valid),
-        'least_valid_loss': worst.min()}
+        'least_valid_loss': jnp.minimum(
+            runs.best_loss.min(), strategies.NO_LOSS),
+        'skipped_updates': jnp.sum(~jnp.isfinite(losses), dtype=jnp.float32)}
 
   return step
 
@@ -119,7 +120,7 @@ def train(
     tx: optax.GradientTransformation, run: Run, step: jax.Array,
     streams: jax.Array,
 ) -> tuple[Run, jax.Array]:
-  """One run's updates of a round; (run, mean training loss in nats)."""
+  """One run's updates of a round; (run, training losses [U] in nats)."""
   length = settings.window_tokens
   num_windows = data.num_windows(streams, length)
   first = step * settings.updates
@@ -144,4 +145,4 @@ def train(
       update, (run.params, run.opt_state, run.h),
       jnp.arange(settings.updates))
   params, opt_state, h = carry
-  return run.replace(params=params, opt_state=opt_state, h=h), losses.mean()
+  return run.replace(params=params, opt_state=opt_state, h=h), losses

@@ -14,6 +14,7 @@ from core_jax import mesh as mesh_lib
 from nas_jax import child as child_lib
 from nas_jax import darts
 from nas_jax import data
+from nas_jax import keys
 from nas_jax import space as space_lib
 from nas_jax import strategies
 
@@ -71,6 +72,11 @@ class Settings:
   reset_rate: float = 0.0
 
 
+def split_key(seed: int) -> jax.Array:
+  """[3] keys: of the shared weights, of the strategy's start, of the rest."""
+  return jax.random.split(keys.of_seed(seed, 'search'), 3)
+
+
 def make_init(
     child: child_lib.Child, strategy: strategies.Strategy,
     tx: optax.GradientTransformation, batch_size: int, seed: int,
@@ -79,7 +85,7 @@ def make_init(
 
   def init(frozen):
     del frozen
-    params_key, strategy_key, key = jax.random.split(jax.random.key(seed), 3)
+    params_key, strategy_key, key = split_key(seed)
     params = child_lib.init_params(child, params_key)
     return State(
         jnp.int32(0), key, params, tx.init(params),

@@ -2,7 +2,8 @@
 
 A `Strategy` says which cells the shared weights train on and what it learns
 from their validation losses. All have the same budget: a round has the same
-updates of the weights, and as many evaluated cells.
+updates of the weights, and as many evaluated cells; DARTS, which evaluates
+none, has as many gradients of its mixture.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,8 @@ import numpy as np
 import optax
 
 from nas_jax import space as space_lib
+
+NO_LOSS = 99.0  # nats, logged where there is no finite loss
 
 State = dict[str, Any]
 Metrics = dict[str, jax.Array]
@@ -60,15 +63,17 @@ def uniform(space: space_lib.Space, num_evaluated: int) -> Strategy:
   def update(state, key, supernet):
     draw_key, loss_key = jax.random.split(key)
     losses = supernet.losses(sample(state, draw_key, num_evaluated), loss_key)
-    return {'updates': state['updates'] + 1}, {'valid_loss': losses.mean()}
+    return {'updates': state['updates'] + 1}, {
+        'valid_loss': finite_mean(losses)}
 
   return Strategy(lambda key: {'updates': jnp.int32(0)}, sample, update)
 
 
 def finite_mean(losses: jax.Array) -> jax.Array:
-  """Mean of those that are finite, 0 where none is."""
+  """Mean of those that are finite, NO_LOSS where none is."""
   good = jnp.isfinite(losses)
-  return jnp.where(good, losses, 0.0).sum() / jnp.maximum(good.sum(), 1)
+  total = jnp.where(good, losses, 0.0).sum()
+  return jnp.where(good.any(), total / jnp.maximum(good.sum(), 1), NO_LOSS)
 
 
 def mutate(
@@ -202,6 +207,7 @@ def differentiable(
     loss, grad = jax.value_and_grad(supernet.relaxed)(state['alpha'], key)
     updates, opt_state = tx.update(grad, state['opt_state'], state['alpha'])
     alpha = optax.apply_updates(state['alpha'], updates)
-    return {'alpha': alpha, 'opt_state': opt_state}, {'valid_loss': loss}
+    return {'alpha': alpha, 'opt_state': opt_state}, {
+        'valid_loss': finite_mean(loss)}
 
   return Strategy(init, sample, update, relax=lambda state: state['alpha'])

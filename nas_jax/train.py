@@ -18,6 +18,7 @@ from core_jax import plan
 from nas_jax import child as child_lib
 from nas_jax import derive
 from nas_jax import experiment
+from nas_jax import keys
 from nas_jax import models
 from nas_jax import report
 from nas_jax import results as results_lib
@@ -27,7 +28,6 @@ from nas_jax import space as space_lib
 
 # What a finished search hands on of its strategy's state.
 _NOT_HANDED_ON = ('opt_state', 'buffer')
-_DERIVE_SEED, _RANDOM_SEED = 1, 2
 
 
 def search_stage(run: experiment.Setup, method: str) -> loop.Stage:
@@ -73,7 +73,7 @@ def derive_stage(run: experiment.Setup, method: str) -> loop.Stage:
       mesh=mesh_lib.make_mesh(),
       init=derive.make_init(
           experiment.make_strategy(run, method), fields.num_cells,
-          config.seed + _DERIVE_SEED),
+          config.seed),
       step=derive.make_step(
           run.child, fields.chunk, config.window_tokens, windows),
       params=lambda state: {'tokens': state.tokens, 'losses': state.losses},
@@ -97,7 +97,7 @@ def retrained_tokens(
   """Tokens [R, S] of the cells of `retrain_names`."""
   config = run.config
   random = space_lib.encode(run.space, space_lib.sample(
-      run.space, jax.random.key(config.seed + _RANDOM_SEED),
+      run.space, keys.of_seed(config.seed, 'random_cells'),
       max(1, config.retrain.random_cells)))
   rows = []
   for name, _ in retrain_names(config):

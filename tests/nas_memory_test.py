@@ -49,8 +49,8 @@ def test_an_empty_buffer_is_an_error():
 @pytest.mark.parametrize('settings, words', [
     (dict(kind='relive'), 'memory.kind'),
     (dict(kind='replay', pushed_per_round=0), 'pushed_per_round'),
-    (dict(kind='replay', train_from_round=5), 'holds 0 cells'),
-    (dict(kind='replay', pushed_per_round=9, batch_size=46), 'holds 45')])
+    (dict(kind='replay', train_from_round=4), 'holds 0 cells'),
+    (dict(kind='replay', pushed_per_round=9, batch_size=55), 'holds 54')])
 def test_a_memory_that_would_train_on_nothing_is_refused(settings, words):
   with pytest.raises(ValueError, match=words):
     Memory(**settings)

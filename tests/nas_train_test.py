@@ -11,14 +11,19 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from configs import nas_markov
+from core_jax import checkpoint
 from core_jax import loop
 from core_jax import mesh as mesh_lib
 from core_jax import seeds
 from nas_jax import compare
+from nas_jax import controller as controller_lib
+from nas_jax import enas
 from nas_jax import experiment
+from nas_jax import memory as memory_lib
 from nas_jax import search
 from nas_jax import space as space_lib
 from nas_jax import train
@@ -71,6 +76,7 @@ def rounds(stage, num):
   layout = mesh_lib.shardings(stage.mesh, stage.state_spec)
   state = jax.jit(stage.init, out_shardings=layout)(frozen)
   compiled = mesh_lib.compile_step(stage.step, stage.mesh, stage.state_spec)
+  metrics = {}
   for _ in range(num):
     state, metrics = compiled(state, {}, frozen)
   return state, metrics
@@ -90,6 +96,42 @@ def test_one_program_serves_all_architectures(method):
   tokens = strategy.sample(state.strategy, jax.random.key(0), 5)
   for row in np.asarray(tokens):
     space_lib.check_tokens(experiment.make_space(config.space), row)
+
+
+@pytest.mark.parametrize('method', list(experiment.METHODS))
+def test_a_derivation_begins_from_what_a_checkpoint_gives_back(
+    method, tmp_path):
+  run = experiment.setup(tiny())
+  stage = train.search_stage(run, method)
+  found = jax.device_get(stage.params(rounds(stage, 0)[0]))
+  with checkpoint.manager(str(tmp_path), keep=1, milestones=()) as manager:
+    checkpoint.save(
+        manager, 1, state={'step': np.int32(1)}, params=found,
+        config=run.config)
+    restored = checkpoint.restore_params(manager, 1)
+  init = jax.jit(train.derive_stage(run, method).init)
+  np.testing.assert_array_equal(init(restored).tokens, init(found).tokens)
+
+
+def test_no_part_of_a_run_draws_what_another_does():
+  space = space_lib.enas(6)
+  controller = controller_lib.Controller(space, 64)
+  state = enas.init(enas.Settings(
+      controller, memory_lib.Memory('reconstruct'), enas.Reward(),
+      optax.identity()), jax.random.key(0))
+  params = state['params']
+  equal = np.isin(params['heads']['w'], params['policy']['w_x'])
+  assert equal.mean() < 0.01  # by chance
+  run = experiment.setup(tiny(methods=('uniform',)))
+  later = experiment.setup(tiny(methods=('uniform',), seed=1))
+  stage = train.derive_stage(later, 'uniform')
+  candidates = stage.init({'strategy': {'updates': jnp.int32(0)}}).tokens
+  names = train.retrain_names(run.config)
+  found = {'derive_uniform': {
+      'tokens': np.zeros((1, 5), np.int32), 'losses': np.zeros(1)}}
+  random = [row for row, (name, _) in zip(
+      train.retrained_tokens(run, found), names, strict=True) if '/' in name]
+  assert not np.array_equal(candidates[:len(random)], random)
 
 
 def test_a_round_on_eight_devices_equals_one_on_one():
