@@ -33,7 +33,8 @@ def get_config(variant=''):
   config.reward.scale = 1000.0
   config.derive.update(num_cells=100, num_windows=2)
   # As much as a search and one training: three random cells.
-  config.retrain.update(num_rounds=16, updates_per_round=82, random_cells=3)
+  config.retrain.update(
+      num_rounds=16, updates_per_round=82, random_cells=3, init_scale=0.05)
   config.retrain.optimizer.update(
       kind='adam', lr=8e-3, decay=0.75, decay_from_round=5)
   config.log_every_steps, config.checkpoint_every_steps = 1, 4

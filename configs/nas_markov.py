@@ -46,7 +46,7 @@ def get_config(variant=''):
       lr=1e-3))
   config.reward = ml_collections.ConfigDict(dict(
       scale=20.0, power=1.0, max_loss=20.0, baseline_decay=0.95,
-      entropy_weight=1e-3, samples_per_update=4))
+      entropy_weight=1e-3, entropy_in_reward=False, samples_per_update=4))
   config.memory = ml_collections.ConfigDict(dict(
       weight=1.0, capacity=10_000, batch_size=100, pushed_per_round=500,
       store_from_round=1, train_from_round=3))
@@ -59,12 +59,14 @@ def get_config(variant=''):
       num_cells=100, chunk=10, num_windows=8))
   config.retrain = ml_collections.ConfigDict(dict(
       num_rounds=10, updates_per_round=150, num_seeds=1, random_cells=5,
-      lstm=True, rates=config.rates.copy_and_resolve_references(),
+      lstm=True, norm='none', init_scale=0.1,
+      rates=config.rates.copy_and_resolve_references(),
       optimizer=config.optimizer.copy_and_resolve_references()))
   config.retrain.optimizer.decay = 0.7
   config.retrain.optimizer.decay_from_round = 5
   config.analysis = ml_collections.ConfigDict(dict(
-      num_cells=100, num_permutations=999, tsne_perplexity=10.0))
+      num_cells=100, num_permutations=999, tsne_perplexity=10.0,
+      authors_measures=False))  # some 20 ms a pair of cells
 
   config.log_every_steps = 5
   config.checkpoint_every_steps = 20

@@ -39,7 +39,8 @@ def get_config(variant=''):
       pushed_per_round=1_000, store_from_round=5, train_from_round=10)
   config.derive.update(num_cells=100, chunk=10, num_windows=1)
   config.retrain.update(
-      num_rounds=150, updates_per_round=415, random_cells=0)
+      num_rounds=150, updates_per_round=415, random_cells=0, norm='none',
+      init_scale=0.04)
   config.retrain.rates.update(config.rates)
   config.retrain.optimizer.update(
       kind='sgd', lr=20.0, clip_norm=0.25, weight_decay=1e-7, decay=0.96,

@@ -26,18 +26,27 @@ from nas_jax import statistics
 _MAX_EXACT_NODES = 6  # seconds for a hundred cells
 
 
-def cell_measures(cells: space_lib.Cell,
-                  constants: bool = False) -> dict[str, np.ndarray]:
+def cell_measures(
+    cells: space_lib.Cell, authors: bool = False
+) -> dict[str, np.ndarray]:
   """Cells [M, N] -> name -> matrix [M, M] of how alike or unlike they are.
 
-  The exact graph edit distance is there for cells of at most 6 nodes.
+  The exact graph edit distance is there for cells of at most 6 nodes. With
+  `authors` there are those of Adam and Lorraine's code too, 'theirs_...'.
   """
   measures = {
       'edit_distance': similarity.aligned_edit_distance(cells),
       'tree_distance': similarity.tree_distance(cells),
-      'common_connections': similarity.common_connections(cells, constants),
-      'common_activations': similarity.common_activations(cells, constants),
+      'common_connections': similarity.common_connections(cells),
+      'common_activations': similarity.common_activations(cells),
   }
+  if authors:
+    measures |= {
+        'theirs_edit_distance': similarity.first_yield_distance(cells),
+        'theirs_common_connections': similarity.common_connections(
+            cells, constants=True),
+        'theirs_common_activations': similarity.common_activations(
+            cells, constants=True)}
   if cells.prev.shape[1] <= _MAX_EXACT_NODES:
     measures['graph_edit_distance'] = similarity.graph_edit_distance(cells)
   return measures
@@ -45,7 +54,7 @@ def cell_measures(cells: space_lib.Cell,
 
 def hidden_state_report(
     hidden: Any, cells: space_lib.Cell, losses: Any = None, *,
-    num_permutations: int, seed: int, constants: bool = False,
+    num_permutations: int, seed: int, authors: bool = False,
 ) -> dict[str, Any]:
   """Do cells with close hidden states look or perform alike?
 
@@ -58,7 +67,7 @@ def hidden_state_report(
     losses: [M], nats; those that are not finite are left out.
     num_permutations: of each Mantel test.
     seed: of the permutations.
-    constants: of `similarity.common_connections`.
+    authors: of `cell_measures`.
 
   Returns:
     num_cells, num_pairs, num_different_cells and num_different_states (a
@@ -74,7 +83,7 @@ def hidden_state_report(
   report = {'num_cells': len(hidden), 'num_pairs': math.comb(len(hidden), 2),
             'num_different_cells': len(np.unique(encodings, axis=0)),
             'num_different_states': len(np.unique(hidden, axis=0))}
-  measures = cell_measures(cells, constants)
+  measures = cell_measures(cells, authors)
   test = {'num_permutations': num_permutations, 'seed': seed}
   for name, states in (('l2', similarity.l2_distance(hidden)),
                        ('cosine', similarity.cosine_similarity(hidden))):

@@ -127,10 +127,8 @@ def init_params(child: Child, key: jax.Array) -> Params:
   return params
 
 
-def count_params(child: Child, cell: Cell | None = None) -> int:
-  """How many numbers the shared weights have, or those of one cell."""
-  if cell is not None:
-    child = dataclasses.replace(child, sharing='node')
+def count_params(child: Child) -> int:
+  """How many numbers the weights have; sharing='node' has those of a cell."""
   return sum(math.prod(shape) for shape in shapes(child).values())
 
 
@@ -207,7 +205,8 @@ def negative_log_likelihood_split(
   """
   num_cells, (steps, batch_size) = cells.prev.shape[0], tokens.shape
   if batch_size % num_cells:
-    raise ValueError(f'{num_cells} cells do not divide {batch_size} columns')
+    raise ValueError(f'cells_per_update={num_cells} does not divide the '
+                     f'{batch_size} streams of batch_size')
   size = batch_size // num_cells
   by_cell = lambda x: jnp.moveaxis(
       x.reshape(x.shape[0], num_cells, size, *x.shape[2:]), 1, 0)

@@ -8,6 +8,7 @@ Each argument is the folder of a finished run of `nas_jax.main`.
 import argparse
 from collections.abc import Mapping
 from collections.abc import Sequence
+import re
 import sys
 from typing import Any
 
@@ -30,10 +31,10 @@ _SEARCH = {'candidates_perplexity': 'candidates, shared weights',
 
 def rows(summaries: Summaries) -> list[str]:
   """Names of what was compared, methods first."""
-  ends = '_cost'
-  found = [name.removesuffix(ends) for name in summaries[0]
-           if name.endswith(ends)]
-  return [name for name in found if not name.startswith('random/')]
+  ends = re.compile('(.*)_(cost|shared_perplexity)')
+  found = [match[1] for name in summaries[0] if (match := ends.fullmatch(name))]
+  return [name for name in dict.fromkeys(found)
+          if not name.startswith('random/')]
 
 
 def search_table(summaries: Summaries) -> str:
@@ -52,9 +53,14 @@ def search_table(summaries: Summaries) -> str:
     cells = [seeds.cell([s[f'{name}_{c}'] for s in summaries])
              if f'{name}_{c}' in summaries[0] else '' for c in _SEARCH]
     lines.append(_line([
-        report.title(name), f'{summaries[0][f"{name}_cost"]:.1f}', *cells,
+        report.title(name), _cost(summaries[0], name), *cells,
         *_against(mine, chance, name)]))
   return '\n'.join(lines)
+
+
+def _cost(summary, name):
+  cost = summary.get(f'{name}_cost')
+  return '' if cost is None else f'{cost:.1f}'
 
 
 def _against(mine, chance, name):
@@ -81,7 +87,11 @@ def knowledge_table(summaries: Summaries) -> str:
               'uniform_l2_common_connections': 'common connections',
               'uniform_l2_common_activations': 'common activations',
               'uniform_l2_loss_difference': 'loss difference',
-              'own_l2_edit_distance': 'its own cells: edit distance'}
+              'own_l2_edit_distance': 'its own cells: edit distance',
+              'uniform_l2_theirs_edit_distance': 'edit distance, first found'}
+  measures = {
+      measure: words for measure, words in measures.items()
+      if any(f'{_POLICY}{name}_{measure}_p' in summaries[0] for name in names)}
   head = ['', *measures.values(), 'conditioning', 'entropy, nats']
   lines = [_line(head), _line(['---'] * len(head))]
   for name in names:

@@ -182,22 +182,28 @@ def score(
 
 
 def reinforce_loss(
-    decisions: Decisions, advantage: jax.Array, entropy_weight: float
+    decisions: Decisions, advantage: jax.Array, entropy_weight: float,
+    entropy_in_reward: bool = False,
 ) -> jax.Array:
   """Its gradient is that of -E[R] - entropy_weight H, estimated (REINFORCE).
+
+  H sums the entropies of the decisions, each given those before it. That
+  differentiates how a decision is spread, and not how often it comes to be
+  taken; with `entropy_in_reward` decisions are rewarded for the entropy of
+  those after them, which makes H the entropy of whole cells. (Rewarded for
+  its own, which it cannot change, a decision learns nothing in the mean.)
 
   Args:
     decisions: of M sampled cells.
     advantage: [M], reward minus baseline; no gradient goes through it.
-    entropy_weight: of the entropy of a whole cell, nats.
+    entropy_weight: of a decision's entropy, nats.
+    entropy_in_reward: whether later entropies are rewarded.
   """
   chex.assert_rank([decisions.log_prob, advantage], [2, 1])
-  log_prob = decisions.log_prob.sum(-1)
-  entropy = decisions.entropy.sum(-1)
-  return -jnp.mean(log_prob * jax.lax.stop_gradient(advantage)) - (
-      entropy_weight * jnp.mean(entropy))
-
-
-def max_probability(num_options: Any, tanh_constant: float) -> Any:
-  """The most that one decision of k options can have under the squash."""
-  return 1 / (1 + (num_options - 1) * jnp.exp(-2 * tanh_constant))
+  entropy, gain = decisions.entropy, advantage[:, None]
+  if entropy_in_reward:
+    later = entropy.sum(1, keepdims=True) - jnp.cumsum(entropy, 1)
+    gain = gain + entropy_weight * later
+  return -jnp.mean(jnp.sum(
+      decisions.log_prob * jax.lax.stop_gradient(gain)
+      + entropy_weight * entropy, -1))

@@ -37,18 +37,21 @@ class Mixture(NamedTuple):
   edges: jax.Array
 
 
-def init_alpha(child: child_lib.Child, key: jax.Array) -> Alpha:
-  """Nearly even logits 'first' [F] and 'edges' [E, F] of a `Mixture`.
+def check(child: child_lib.Child) -> None:
+  """Raises ValueError where the weights depend on the activation too.
 
-  'first' is not read where node 0's activation is fixed.
-
-  Raises:
-    ValueError: the weights depend on the activation too, and a mixture of
-      them would cost F times as much.
+  A mixture of them would cost F times as much.
   """
   if child.sharing == 'edge_act':
     raise ValueError("child.sharing='edge_act' has no relaxation; take 'edge' "
                      "or 'node'")
+
+
+def init_alpha(child: child_lib.Child, key: jax.Array) -> Alpha:
+  """Nearly even logits 'first' [F] and 'edges' [E, F] of a `Mixture`.
+
+  'first' is not read where node 0's activation is fixed.
+  """
   num_nodes, num_acts = child.space.num_nodes, len(child.space.activations)
   draw = lambda i, *shape: _INIT_SCALE * jax.random.normal(
       jax.random.fold_in(key, i), shape)
@@ -71,16 +74,6 @@ def mixture(space: space_lib.Space, alpha: Alpha) -> Mixture:
       jax.nn.softmax(alpha['edges'][edges_of(j)], (0, 1))
       for j in range(1, space.num_nodes)]
   return Mixture(first, jnp.concatenate(edges or [alpha['edges']]))
-
-
-def one_hot(space: space_lib.Space, cell: space_lib.Cell) -> Mixture:
-  """The mixture that is one cell."""
-  num_acts = len(space.activations)
-  nodes = jnp.arange(1, space.num_nodes)
-  places = child_lib.edge(nodes, cell.prev[1:])
-  num_edges = space.num_nodes * (space.num_nodes - 1) // 2
-  edges = jnp.zeros((num_edges, num_acts)).at[places, cell.act[1:]].set(1.0)
-  return Mixture(jax.nn.one_hot(cell.act[0], num_acts), edges)
 
 
 def discretise(space: space_lib.Space, alpha: Alpha) -> space_lib.Cell:

@@ -144,16 +144,20 @@ def _encoded(texts):
   return Corpus(splits, len(words))
 
 
-def streams(tokens: np.ndarray, batch_size: int, window: int) -> np.ndarray:
+def streams(
+    tokens: np.ndarray, batch_size: int, window: int,
+    field: str = 'batch_size',
+) -> np.ndarray:
   """ids [n] -> [B, n // B], read side by side; the remainder is dropped.
 
   Raises:
-    ValueError: not one window of `window` tokens and its targets fits.
+    ValueError: not one window of `window` tokens and its targets fits; names
+      the field that `batch_size` is of.
   """
   length = len(tokens) // batch_size
   if length < window + 1:
     raise ValueError(
-        f'{len(tokens):,} tokens in batch_size={batch_size} streams are '
+        f'{len(tokens):,} tokens in {field}={batch_size} streams are '
         f'{length} each, fewer than window_tokens={window} and a target')
   return tokens[:length * batch_size].reshape(batch_size, length)
 
@@ -176,8 +180,7 @@ def carry_on(
 
   Zeros where the text begins, and with probability `reset_rate` anywhere, in
   each stream by itself. Without these a model is at zero once an epoch, and a
-  cell whose state can grow may stay where no training has led it: Brown's
-  validation text then costs 20 nats a word in a tenth of its streams.
+  cell whose state can grow may, from there, stay where no training has led it.
   """
   begins = jnp.broadcast_to(place == 0, ())
   if reset_rate:

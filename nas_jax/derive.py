@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from nas_jax import child as child_lib
 from nas_jax import keys
 from nas_jax import models
-from nas_jax import space as space_lib
 from nas_jax import strategies
 
 
@@ -49,16 +48,13 @@ def make_step(
   `frozen` has 'shared' weights and 'valid' streams [B, L].
   """
 
-  model = models.shared(child)
-
   def step(state, batch, frozen):
     del batch
     first = state.step * chunk
     tokens = jax.lax.dynamic_slice_in_dim(state.tokens, first, chunk)
-    losses = jax.lax.map(
-        lambda row: models.loss_on(
-            model, frozen['shared'], space_lib.decode(child.space, row),
-            frozen['valid'], window_tokens, num_windows), tokens)
+    losses = models.losses_of(
+        child, frozen['shared'], tokens, frozen['valid'], window_tokens,
+        num_windows)
     losses = jnp.where(jnp.isfinite(losses), losses, jnp.inf)
     found = jax.lax.dynamic_update_slice_in_dim(
         state.losses, losses, first, 0)

@@ -27,6 +27,7 @@ class Reward:
     baseline_decay: of the moving mean that is subtracted.
     entropy_weight: of the entropy of a cell's decisions.
     samples_per_update: M, cells in one update of the controller.
+    entropy_in_reward: see `controller.reinforce_loss`.
   """
   scale: float = 80.0
   power: float = 1.0
@@ -34,6 +35,15 @@ class Reward:
   baseline_decay: float = 0.95
   entropy_weight: float = 1e-4
   samples_per_update: int = 1
+  entropy_in_reward: bool = False
+
+  def __post_init__(self):
+    if self.samples_per_update < 1:
+      raise ValueError(f'reward.samples_per_update={self.samples_per_update} '
+                       'must be at least 1')
+    if not 0 <= self.baseline_decay < 1:
+      raise ValueError(
+          f'reward.baseline_decay={self.baseline_decay} is not in [0, 1)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +142,8 @@ def update(
     decisions = controller_lib.score(
         settings.controller, params['policy'], tokens)
     loss = controller_lib.reinforce_loss(
-        decisions, rewards - baseline, fields.entropy_weight)
+        decisions, rewards - baseline, fields.entropy_weight,
+        fields.entropy_in_reward)
     metrics = {'entropy_nats': decisions.entropy.sum(-1).mean()}
     if settings.memory.on:
       metrics['memory_loss'], weight = memory_loss(

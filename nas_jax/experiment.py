@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import importlib.util
 from typing import Any
 
 import jax.numpy as jnp
@@ -34,6 +35,18 @@ METHODS = {
 }
 
 
+# Field -> the least that it can be.
+_LEAST = {
+    'batch_size': 1, 'valid_batch_size': 1, 'window_tokens': 1,
+    'cells_per_update': 1, 'num_rounds': 1, 'shared_updates': 1,
+    'strategy_updates': 1, 'controller.hidden_size': 1,
+    'memory.batch_size': 1, 'evolution.tournament': 1, 'derive.num_cells': 1,
+    'derive.chunk': 1, 'derive.num_windows': 0, 'retrain.num_rounds': 0,
+    'retrain.updates_per_round': 1, 'retrain.num_seeds': 1,
+    'retrain.random_cells': 0, 'analysis.num_cells': 3,
+    'analysis.num_permutations': 1}
+
+
 @dataclasses.dataclass(frozen=True)
 class Setup:
   """What the stages of a config have in common.
@@ -55,6 +68,14 @@ class Setup:
   def space(self) -> space_lib.Space:
     return self.child.space
 
+  @property
+  def alone(self) -> child_lib.Child:
+    """The network of a cell that is trained from scratch."""
+    fields = self.config.retrain
+    return dataclasses.replace(
+        self.child, sharing='node', norm=fields.norm,
+        init_scale=fields.init_scale)
+
 
 def setup(config: Config) -> Setup:
   """Reads the text and builds what all stages need.
@@ -62,16 +83,52 @@ def setup(config: Config) -> Setup:
   Raises:
     ValueError: a field that does not fit, by name.
   """
+  check(config)
   space = make_space(config.space)
   corpus = data.load(config)
   child = child_lib.Child(space, corpus.vocab_size, **config.child)
-  rows = lambda split, size: data.streams(
-      corpus.splits[split], size, config.window_tokens)
+  rows = lambda split, field: data.streams(
+      corpus.splits[split], config[field], config.window_tokens, field)
   return Setup(
       config, corpus, child,
-      search.Data(rows('train', config.batch_size),
-                  rows('valid', config.valid_batch_size)),
-      rows('test', config.valid_batch_size))
+      search.Data(rows('train', 'batch_size'),
+                  rows('valid', 'valid_batch_size')),
+      rows('test', 'valid_batch_size'))
+
+
+def check(config: Config) -> None:
+  """Raises ValueError for the first field that cannot be, by name."""
+  fields = config.to_dict()
+  for path, least in _LEAST.items():
+    value = fields
+    for name in path.split('.'):
+      value = value[name]
+    if value < least:
+      raise ValueError(f'{path}={value} must be at least {least}')
+  if config.batch_size % config.cells_per_update:
+    raise ValueError(
+        f'cells_per_update={config.cells_per_update} does not divide '
+        f'batch_size={config.batch_size}: each cell has as many streams')
+  if config.derive.num_cells % config.derive.chunk:
+    raise ValueError(
+        f'derive.num_cells={config.derive.num_cells} is not a multiple of '
+        f'derive.chunk={config.derive.chunk}')
+  if config.evolution.tournament > config.evolution.population:
+    raise ValueError(
+        f'evolution.tournament={config.evolution.tournament} is more than '
+        f'evolution.population={config.evolution.population}')
+  methods = list(config.methods)
+  if not methods or len(set(methods)) < len(methods):
+    raise ValueError(f'methods={methods} must name at least one method, and '
+                     'none twice')
+  if config.analysis.authors_measures and not importlib.util.find_spec(
+      'networkx'):
+    raise ValueError("analysis.authors_measures needs networkx: pip install "
+                     "'distil-jax[nas]'")
+  if not 0 < config.analysis.tsne_perplexity < config.analysis.num_cells:
+    raise ValueError(
+        f'analysis.tsne_perplexity={config.analysis.tsne_perplexity} must be '
+        f'between 0 and analysis.num_cells={config.analysis.num_cells}')
 
 
 def make_space(fields: Mapping[str, Any]) -> space_lib.Space:
@@ -86,11 +143,13 @@ def make_space(fields: Mapping[str, Any]) -> space_lib.Space:
   return space_lib.SPACES[kind](**fields)
 
 
-def make_rates(fields: Mapping[str, float]) -> child_lib.Rates | None:
-  """config.rates -> Rates; None where nothing is dropped."""
+def make_rates(
+    fields: Mapping[str, float], path: str = 'rates'
+) -> child_lib.Rates | None:
+  """config.rates, or of another path, -> Rates; None: nothing is dropped."""
   rates = child_lib.Rates(**fields)
   for name in rates._fields:
-    check_rate(fields, name, 'rates.')
+    check_rate(fields, name, f'{path}.')
   return rates if any(rates) else None
 
 
@@ -104,7 +163,8 @@ def check_rate(
 
 
 def make_optimizer(
-    fields: Mapping[str, Any], updates_per_round: int
+    fields: Mapping[str, Any], updates_per_round: int,
+    path: str = 'optimizer',
 ) -> optax.GradientTransformation:
   """Clipping, weight decay, SGD or Adam with a rate that decays by rounds.
 
@@ -114,10 +174,11 @@ def make_optimizer(
     fields: kind, lr, clip_norm, weight_decay, decay (a round) and
       decay_from_round, before which the rate is constant.
     updates_per_round: of this optimizer.
+    path: of the fields in the config.
   """
   kinds = {'sgd': optax.sgd, 'adam': optax.adam}
   if fields['kind'] not in kinds:
-    raise ValueError(f'optimizer.kind={fields["kind"]!r}; there are '
+    raise ValueError(f'{path}.kind={fields["kind"]!r}; there are '
                      f'{", ".join(kinds)}')
   lr = optax.exponential_decay(
       fields['lr'], updates_per_round, fields['decay'],
@@ -166,6 +227,7 @@ def make_strategy(run: Setup, method: str) -> strategies.Strategy:
           space, config.halving.num_cells,
           config.num_rounds * config.strategy_updates, num_evaluated)
     case 'darts':
+      darts.check(run.child)
       tx = _finite(
           optax.add_decayed_weights(config.darts.weight_decay),
           optax.adam(config.darts.lr))
@@ -194,6 +256,5 @@ def derived(tokens: Any, losses: Any) -> Any:
 
 def lstm_size(run: Setup) -> int:
   """Hidden size of the LSTM with as many parameters as a found cell."""
-  count = child_lib.count_params(
-      dataclasses.replace(run.child, sharing='node'))
-  return models.equal_lstm(run.corpus.vocab_size, count)
+  return models.equal_lstm(
+      run.corpus.vocab_size, child_lib.count_params(run.alone))

@@ -10,6 +10,7 @@ import pathlib
 import textwrap
 from typing import Any
 
+from flax import traverse_util
 import numpy as np
 
 from nas_jax import child as child_lib
@@ -181,6 +182,19 @@ def write_module(path: str | pathlib.Path, child: Child, cell: Cell) -> None:
   path.write_text(module_text(child, cell))
   found = space_lib.to_json(child.space, cell)
   path.with_suffix('.json').write_text(json.dumps(found) + '\n')
+
+
+def write_variables(
+    path: str | pathlib.Path, child: Child, params: child_lib.Params,
+    cell: Cell,
+) -> None:
+  """Writes the module's variables as .npz, by 'params/cell/node1/kernel'.
+
+  `flax.traverse_util.unflatten_dict(dict(numpy.load(path)), sep='/')` gives
+  them back.
+  """
+  np.savez(path, **traverse_util.flatten_dict(
+      to_flax_params(child, params, cell), sep='/'))
 
 
 def to_flax_params(

@@ -143,6 +143,7 @@ def plot_perplexities(
 def plot_decisions(
     path: str | os.PathLike, space: space_lib.Space,
     reports: Mapping[str, Mapping[str, Any]],
+    elsewhere: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
   """How sure each method is of each node's activation and predecessor.
 
@@ -150,6 +151,8 @@ def plot_decisions(
     path: of the picture.
     space: of the decisions.
     reports: method -> `analysis.decision_report`.
+    elsewhere: the same from random starts, drawn dashed: on top of the others
+      where a policy does not heed its state.
   """
   canvas, axes = _grid(4)
   colors = method_colors(list(reports))
@@ -167,6 +170,9 @@ def plot_decisions(
       ax.fill_between(nodes, mean - sd, mean + sd, color=colors[method],
                       alpha=0.15, linewidth=0)
       ax.plot(nodes, mean, color=colors[method], marker='.', linewidth=1.3)
+    for method, report in (elsewhere or {}).items():
+      ax.plot(nodes, np.asarray(report[f'{name}_mean'])[part],
+              color=colors[method], linestyle='--', linewidth=1)
     curves.style(ax, title.format(kind))
     ax.set_ylim(bottom=0)
     ax.xaxis.set_major_locator(MaxNLocator(12, integer=True))
@@ -280,14 +286,17 @@ def plot_ranking(path: str | os.PathLike, shared_losses: Any,
 def plot_strategies(
     path: str | os.PathLike, results: Mapping[str, Any], measure: str,
     references: Mapping[str, float] | None = None,
+    titles: Mapping[str, str] | None = None,
 ) -> None:
-  """What each strategy found: a dot for each seed, mean and 95 % interval.
+  """What each strategy found: dots, and of several the mean and interval.
 
   Args:
     path: of the picture.
-    results: strategy -> [seeds]; lower is better.
+    results: strategy -> figures of its seeds, or of its cells; lower is
+      better.
     measure: what the horizontal axis shows, with its unit.
     references: name -> value of upright lines, such as a known floor.
+    titles: strategy -> its name for people.
   """
   canvas = Figure((WIDTH, 0.42 * len(results) + 1.3), layout='constrained')
   ax = canvas.subplots()
@@ -305,8 +314,9 @@ def plot_strategies(
     ax.annotate(_words(name), (value, 1), xycoords=('data', 'axes fraction'),
                 xytext=(3, -2), textcoords='offset points', fontsize=8,
                 va='top', color=curves.INK)
-  curves.style(ax, 'dots: seeds; diamonds: mean with its 95 % interval')
-  ax.set_yticks(range(len(results)), [_words(m) for m in results])
+  curves.style(ax, 'diamonds: the mean, with its 95 % interval')
+  ax.set_yticks(
+      range(len(results)), [(titles or {}).get(m, _words(m)) for m in results])
   ax.set_ylim(len(results) - 0.5, -0.8 if references else -0.5)
   ax.set_xlabel(measure, fontsize=8, color=curves.INK)
   canvas.savefig(path, dpi=150)

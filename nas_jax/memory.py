@@ -45,7 +45,7 @@ class Memory:
 
   def __post_init__(self):
     if self.kind not in KINDS:
-      raise ValueError(f'memory.kind={self.kind!r}; there are '
+      raise ValueError(f'kind={self.kind!r} of a memory; there are '
                        f'{", ".join(KINDS)}')
     if not self.on:
       return
@@ -102,19 +102,6 @@ def draw(buffer: Buffer, key: jax.Array, num: int) -> jax.Array:
   held = jnp.arange(len(buffer.tokens)) < size(buffer)
   rank = jnp.where(held, jax.random.uniform(key, held.shape), -1.0)
   return buffer.tokens[jax.lax.top_k(rank, num)[1]]
-
-
-def cells(buffer: Buffer) -> jax.Array:
-  """All held tokens [size, S], outside of a compiled program.
-
-  Raises:
-    ValueError: there is none.
-  """
-  held = int(size(buffer))
-  if not held:
-    raise ValueError(
-        'the buffer is empty: nothing was pushed (memory.store_from_round)')
-  return buffer.tokens[:held]
 
 
 def init_heads(

@@ -1,7 +1,6 @@
 """What is trained from scratch: a found cell alone, or an LSTM beside it."""
 
 from collections.abc import Callable
-import dataclasses
 from typing import Any
 from typing import NamedTuple
 
@@ -31,8 +30,12 @@ class Model(NamedTuple):
   nll: Callable[..., tuple[jax.Array, Any]]
 
 
-def shared(child: child_lib.Child) -> Model:
-  """Any cell by weights that all share; which cell is an argument."""
+def recurrent(child: child_lib.Child) -> Model:
+  """A network whose cell is an argument.
+
+  By `child.sharing` the weights are those that all cells share or, 'node',
+  those of one cell alone.
+  """
 
   def nll(params, arch, tokens, h, rates, key):
     return child_lib.negative_log_likelihood(
@@ -41,11 +44,6 @@ def shared(child: child_lib.Child) -> Model:
   return Model(
       lambda key: child_lib.init_params(child, key),
       lambda batch_size: child_lib.initial_state(child, batch_size), nll)
-
-
-def single(child: child_lib.Child) -> Model:
-  """One cell with weights of its own; which cell is an argument."""
-  return shared(dataclasses.replace(child, sharing='node'))
 
 
 def lstm(vocab_size: int, hidden_size: int, init_scale: float) -> Model:
@@ -116,3 +114,18 @@ def loss_on(
   start = mesh_lib.vary_like(
       model.state(len(streams)), jax.tree.leaves(params)[0])
   return jax.lax.scan(body, start, jnp.arange(count))[1].mean()
+
+
+def losses_of(
+    child: child_lib.Child, params: Params, tokens: jax.Array,
+    streams: jax.Array, window_tokens: int, num_windows: int = 0,
+) -> jax.Array:
+  """[M], nats a token by shared weights, of cells given by tokens [M, S].
+
+  `streams`, `window_tokens` and `num_windows` are those of `loss_on`.
+  """
+  model = recurrent(child)
+  return jax.lax.map(
+      lambda row: loss_on(
+          model, params, space_lib.decode(child.space, row), streams,
+          window_tokens, num_windows), tokens)

@@ -44,7 +44,7 @@ def title(name: str) -> str:
 
 def write(
     run: experiment.Setup, path: pathlib.Path, found: Mapping[str, Any],
-    names: Sequence[tuple[str, int]], *, started: float,
+    names: Sequence[tuple[str, int]], *, steps: int, started: float,
 ) -> dict[str, Any]:
   """Measures, draws and writes; returns what `summary.json` holds.
 
@@ -53,6 +53,7 @@ def write(
     path: the run's folder.
     found: results of its stages.
     names: (whose cell, seed) of what was trained from scratch.
+    steps: of all stages.
     started: by time.monotonic().
   """
   config = run.config
@@ -63,11 +64,10 @@ def write(
   summary = report_lib.write_summary(
       path, {**rows, 'policy': {
           method: results.numbers(x) for method, x in policies.items()}},
-      seed=config.seed, steps=config.num_rounds * len(config.methods),
-      wall_seconds=time.monotonic() - started)
+      seed=config.seed, steps=steps, wall_seconds=time.monotonic() - started)
   if jax.process_index() != 0:
     return summary
-  _write_cells(run, path, cells)
+  _write_cells(run, path, cells, found, names)
   sections = [
       report_lib.Heading('What was found'), _table(run, rows),
       *_pictures(run, path, found, rows, cells)]
@@ -78,18 +78,25 @@ def write(
       path, title=f'Architecture search: {config.dataset}', lead=_lead(run),
       sections=sections, config=config, command=folder.resume_command(path))
   _print(rows, policies)
-  print(f'Cells: {path}/cells.json, and as Flax modules cell_*.py\n'
+  print(f'Cells: {path}/cells.json, and as Flax modules cell_*.py, their '
+        'weights cell_*.npz\n'
         f'Report: {page}', flush=True)
   return summary
 
 
-def _write_cells(run, path, cells):
-  found = {method: space_lib.to_json(run.space, cell)
+def _write_cells(run, path, cells, found, names):
+  """All cells as JSON, and each as a module with its weights from scratch."""
+  table = {method: space_lib.to_json(run.space, cell)
            for method, cell in cells.items()}
-  folder.write_text(path / 'cells.json', json.dumps(found, indent=2) + '\n')
+  folder.write_text(path / 'cells.json', json.dumps(table, indent=2) + '\n')
+  trained = [name for name, _ in names] if 'retrain' in found else []
   for method, cell in cells.items():
-    folder.write_text(
-        path / f'cell_{method}.py', export.module_text(run.child, cell))
+    export.write_module(path / f'cell_{method}.py', run.alone, cell)
+    if method in trained:
+      place = trained.index(method)
+      mine = {name: x[place] for name, x in found['retrain']['params'].items()}
+      export.write_variables(
+          path / f'cell_{method}.npz', run.alone, mine, cell)
 
 
 def _print(rows, policies):
@@ -161,7 +168,7 @@ def _pictures(run, path, found, rows, cells):
     sections.append(report_lib.Figure(drawn / f'{name}.png', caption))
 
   scratch = {
-      title(name): [row['test_perplexity']] for name, row in rows.items()
+      name: [row['test_perplexity']] for name, row in rows.items()
       if 'test_perplexity' in row and not name.startswith('random')}
   random = [row['test_perplexity'] for name, row in rows.items()
             if name.startswith('random/')]
@@ -170,7 +177,8 @@ def _pictures(run, path, found, rows, cells):
     floor = run.corpus.floor
     figures.plot_strategies(
         drawn / 'scratch.png', scratch, 'test perplexity from scratch',
-        {} if floor is None else {'floor': float(np.exp(floor))})
+        {} if floor is None else {'floor': float(np.exp(floor))},
+        {name: title(name) for name in scratch})
     add('scratch', 'Each derived cell, trained from scratch.')
   figures.plot_cells(
       drawn / 'cells.png', run.space, {title(m): c for m, c in cells.items()})
@@ -216,8 +224,10 @@ def _portraits(run, path, policies):
       'The same random cells for each controller.')
   figures.plot_decisions(
       drawn / 'decisions.png', run.space,
-      {m: x['decisions'] for m, x in policies.items()})
-  add('decisions', 'How sure each controller is; dotted: no preference.')
+      {m: x['decisions'] for m, x in policies.items()},
+      {m: x['random_start'] for m, x in policies.items()})
+  add('decisions', 'How sure each controller is; dashed: from random states '
+      'and inputs; dotted: no preference.')
   figures.plot_projections(
       drawn / 'states.png',
       {m: (x['hidden'], x['losses']) for m, x in policies.items()

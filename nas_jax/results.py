@@ -27,11 +27,14 @@ def num_windows(run: experiment.Setup, wanted: int) -> int:
   return min(wanted, there) if wanted else there
 
 
-def costs(run: experiment.Setup) -> dict[str, float]:
+def costs(run: experiment.Setup, method: str) -> dict[str, float]:
   """Tokens trained on, a forward pass alone counted as a third.
 
+  A mixture of all cells runs every edge, N / 2 times those of a cell, in its
+  updates of the weights and of itself (DARTS).
+
   Returns:
-    'search' of one method with its derivation, 'scratch' of one training.
+    'search' of a method with its derivation, 'scratch' of one training.
   """
   config, window = run.config, run.config.window_tokens
   train, valid = config.batch_size * window, config.valid_batch_size * window
@@ -40,8 +43,12 @@ def costs(run: experiment.Setup) -> dict[str, float]:
   derived = config.derive.num_cells * num_windows(
       run, config.derive.num_windows)
   search = config.num_rounds * config.shared_updates * train
+  spent = search + (evaluated + derived) * valid / 3
+  if method == 'darts':
+    mixed = search + config.num_rounds * config.strategy_updates * valid
+    spent = run.space.num_nodes / 2 * mixed + derived * valid / 3
   fields = config.retrain
-  return {'search': search + (evaluated + derived) * valid / 3,
+  return {'search': spent,
           'scratch': fields.num_rounds * fields.updates_per_round * train}
 
 
@@ -67,7 +74,7 @@ def scratch_rows(
   if 'retrain' not in found:
     return {}
   rows: dict[str, dict[str, list[float]]] = {}
-  tests = test_losses(run, models.single(run.child), found['retrain'])
+  tests = test_losses(run, models.recurrent(run.alone), found['retrain'])
   valids = np.asarray(found['retrain']['valid_losses'])
   for (name, _), valid, test in zip(names, valids, tests, strict=True):
     row = rows.setdefault(name, {'valid': [], 'test': []})
@@ -76,7 +83,7 @@ def scratch_rows(
   if 'lstm' in found:
     size = experiment.lstm_size(run)
     model = models.lstm(
-        run.corpus.vocab_size, size, run.config.child.init_scale)
+        run.corpus.vocab_size, size, run.config.retrain.init_scale)
     rows['lstm'] = {
         'valid': [float(x) for x in found['lstm']['valid_losses']],
         'test': [float(x) for x in test_losses(run, model, found['lstm'])]}
@@ -119,15 +126,8 @@ def make_measures(run: experiment.Setup) -> Measures:
   config = run.config
   windows = num_windows(run, config.derive.num_windows)
   controller = experiment.make_controller(config, run.space)
-  model = models.shared(run.child)
-
-  @jax.jit
-  def losses(shared, tokens, valid):
-    return jax.lax.map(
-        lambda row: models.loss_on(
-            model, shared, space_lib.decode(run.space, row), valid,
-            config.window_tokens, windows), tokens)
-
+  losses = jax.jit(lambda shared, tokens, valid: models.losses_of(
+      run.child, shared, tokens, valid, config.window_tokens, windows))
   sample = jax.jit(lambda params, key, start: controller_lib.sample(
       controller, params, key, config.analysis.num_cells, start))
   score = jax.jit(lambda params, tokens: controller_lib.score(
@@ -173,16 +173,18 @@ def policy_report(
       None if shared is None else measures.losses(shared, x.tokens)
       for x in (own, random))
 
-  def states(decisions, losses):
+  def states(decisions, losses, authors=False):
     told = losses is not None and np.isfinite(losses).sum() > 2
     return analysis.hidden_state_report(
         decisions.hidden[:, -1], space_lib.decode(run.space, decisions.tokens),
         losses if told else None,
-        num_permutations=fields.num_permutations, seed=run.config.seed)
+        num_permutations=fields.num_permutations, seed=run.config.seed,
+        authors=authors)
 
   probs = lambda decisions: np.exp(decisions.log_probs)
   return {
-      'own': states(own, losses), 'uniform': states(random, by_chance),
+      'own': states(own, losses),
+      'uniform': states(random, by_chance, fields.authors_measures),
       'decisions': analysis.decision_report(probs(own)),
       'random_start': analysis.decision_report(probs(elsewhere)),
       'prefix': analysis.prefix_conditioning(
@@ -232,13 +234,15 @@ def collect(
   """
   measures = make_measures(run)
   random = uniform_tokens(run, run.config.analysis.num_cells)
-  spent, scratch = costs(run), scratch_rows(run, found, names)
-  in_trainings = spent['search'] / max(spent['scratch'], 1.0)
+  scratch = scratch_rows(run, found, names)
   rows = {}
   for method in run.config.methods:
     rows[method] = {
-        'cost': in_trainings + 1, **method_row(measures, found, method, random),
+        **method_row(measures, found, method, random),
         **scratch.pop(method, {})}
+    spent = costs(run, method)
+    if spent['scratch']:  # Else there is no unit.
+      rows[method] |= {'cost': 1 + spent['search'] / spent['scratch']}
   for name, row in scratch.items():
     cost = run.config.retrain.random_cells if name == 'random_best' else 1
     rows[name] = {'cost': float(cost), **row}

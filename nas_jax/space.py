@@ -150,6 +150,9 @@ def check_tokens(space: Space, tokens: Any) -> np.ndarray:
 def check_cell(space: Space, cell: Cell) -> Cell:
   """One cell from outside -> numpy; SpaceError where the space lacks it."""
   prev, act = np.asarray(cell.prev), np.asarray(cell.act)
+  for name, x in (('prev', prev), ('act', act)):
+    if not np.issubdtype(x.dtype, np.integer):
+      raise SpaceError(f'{name} of a cell has integers, not {x.dtype}')
   if prev.shape != (space.num_nodes,) or act.shape != prev.shape:
     raise SpaceError(
         f'prev and act of a cell of this space have {space.num_nodes} '
@@ -166,10 +169,10 @@ def check_cell(space: Space, cell: Cell) -> Cell:
 
 def from_names(space: Space, prev: Any, names: Any) -> Cell:
   """prev [N] and N names of activations -> a cell, by the space's numbers."""
-  missing = sorted(set(names) - set(space.activations))
+  missing = [name for name in names if name not in space.activations]
   if missing:
     raise SpaceError(
-        f'the space has no activation {", ".join(missing)}; it has '
+        f'the space has no activation {", ".join(map(repr, missing))}; it has '
         f'{", ".join(space.activations)}')
   act = [space.activations.index(name) for name in names]
   return check_cell(space, Cell(np.asarray(prev), np.asarray(act)))
@@ -179,6 +182,9 @@ def from_genotype(space: Space, genotype: Any) -> Cell:
   """DARTS' list of (name, predecessor), without node 0 -> a cell."""
   if space.first is None:
     raise SpaceError("a genotype leaves node 0 out: use a space with 'first'")
+  if len(genotype) != space.num_nodes - 1:
+    raise SpaceError(f'a genotype of this space has {space.num_nodes - 1} '
+                     f'pairs, not {len(genotype)}')
   names, prev = zip(*genotype, strict=True)
   return from_names(space, (0, *prev), (space.first, *names))
 

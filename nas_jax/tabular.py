@@ -39,6 +39,8 @@ from nas_jax import train
 
 SHIPPED = pathlib.Path(__file__).parent / 'tables' / 'markov3.csv'
 _FIELDS = ('seed', 'tokens', 'valid_nats', 'test_nats')
+# What of a config decides which cells there are, and what they are good at.
+_ORIGIN = ('dataset', 'markov', 'space', 'child', 'window_tokens')
 # Truths closer than this are taken as tied by the sparse tau.
 _TIE_NATS = 0.01
 
@@ -56,11 +58,13 @@ class Table:
     tokens: [M, S], in the order of `space.enumerate_cells`.
     valid: [seeds, M], nats a token.
     test: [seeds, M], nats a token.
+    origin: the fields of the config that it was made by.
   """
   space: space_lib.Space
   tokens: np.ndarray
   valid: np.ndarray
   test: np.ndarray
+  origin: Mapping[str, Any]
 
   def query(self, cell: space_lib.Cell) -> dict[str, Any]:
     """valid_nats and test_nats [seeds] of one cell, and its rank, 0 the best.
@@ -77,13 +81,23 @@ class Table:
             'rank': int((means < means[place]).sum())}
 
 
-def load(path: str | pathlib.Path = SHIPPED, num_nodes: int = 3) -> Table:
-  """Reads a table; by default the shipped one.
+def origin(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """The fields of a config that decide a table, as JSON gives them back."""
+  fields = json.loads(config.to_json_best_effort())
+  return {name: fields.get(name) for name in _ORIGIN}
+
+
+def load(path: str | pathlib.Path = SHIPPED) -> Table:
+  """Reads a table and the JSON beside it; by default the shipped one.
 
   Raises:
     TableError: it is no table, or does not hold every cell for every seed.
   """
-  space = space_lib.enas(num_nodes)
+  try:
+    made_by = json.loads(pathlib.Path(path).with_suffix('.json').read_text())
+    space = experiment.make_space(made_by['space'])
+  except (KeyError, OSError, TypeError, ValueError) as e:
+    raise TableError(f'{path} is no table of cells: {e!r}') from e
   shape = space.size
   losses: dict[str, dict[int, np.ndarray]] = {'valid': {}, 'test': {}}
   try:
@@ -104,7 +118,7 @@ def load(path: str | pathlib.Path = SHIPPED, num_nodes: int = 3) -> Table:
                      'of its seeds')
   tokens = np.asarray(space_lib.encode(
       space, space_lib.enumerate_cells(space)))
-  return Table(space, tokens, stacked['valid'], stacked['test'])
+  return Table(space, tokens, stacked['valid'], stacked['test'], made_by)
 
 
 def build(
@@ -119,7 +133,7 @@ def build(
   # A cell's weights start otherwise for each cell too.
   starts = config.seed + np.arange(len(seeds))
   arch = jax.tree.map(lambda x: np.tile(x, (num_seeds, 1)), tuple(cells))
-  model = models.single(run.child)
+  model = models.recurrent(run.alone)
   stage = train.scratch_stage(
       run, 'cells', model, starts.tolist(),
       lambda found: {'arch': jax.tree.map(jnp.asarray, arch),
@@ -140,24 +154,31 @@ def build(
   return text.getvalue()
 
 
-def shared_losses(workdir: str) -> np.ndarray:
+def shared_losses(workdir: str, made_by: Mapping[str, Any]) -> np.ndarray:
   """[M], nats of all cells on the whole validation text, by shared weights.
 
   Args:
     workdir: of a finished run that searched at random.
+    made_by: `Table.origin` of the table that it is compared with.
 
   Raises:
-    TableError: the run is not finished, or had no random search.
+    TableError: the run is not finished, had no random search, or is of
+      another text or network.
   """
   path = pathlib.Path(workdir).absolute()
   try:
     config = ml_collections.ConfigDict(
         json.loads((path / 'config.json').read_text()))
-  except (OSError, ValueError) as e:
-    raise TableError(f'{workdir} is no run: {e}') from e
-  if 'uniform' not in config.methods:
-    raise TableError(f"{workdir} has methods={config.methods}; ranks are of "
+    methods = config.methods
+  except (AttributeError, OSError, ValueError) as e:
+    raise TableError(f'{workdir} is no run of nas_jax: {e}') from e
+  if 'uniform' not in methods:
+    raise TableError(f"{workdir} has methods={methods}; ranks are of "
                      "'uniform', which favours no cell")
+  differ = [name for name, value in origin(config).items()
+            if value != made_by[name]]
+  if differ:
+    raise TableError(f'{workdir} and the table differ in {differ}')
   run = experiment.setup(config)
   end = config.num_rounds
   for method in config.methods:
@@ -169,27 +190,18 @@ def shared_losses(workdir: str) -> np.ndarray:
     if end not in mgr.all_steps():
       raise TableError(f'{workdir} has not finished its random search')
     shared = checkpoint.restore_params(mgr, end)['shared']
-  model = models.shared(run.child)
-  cells = space_lib.enumerate_cells(run.space)
-
-  @jax.jit
-  def losses(shared, cells, streams):
-    return jax.lax.map(
-        lambda cell: models.loss_on(
-            model, shared, cell, streams, config.window_tokens), cells)
-
-  return np.asarray(losses(
-      shared, jax.tree.map(jnp.asarray, tuple(cells)), run.text.valid))
+  tokens = space_lib.encode(
+      run.space, space_lib.enumerate_cells(run.space))
+  losses = jax.jit(lambda *args: models.losses_of(
+      run.child, *args, config.window_tokens))
+  return np.asarray(losses(shared, tokens, run.text.valid))
 
 
 def rank(
     workdirs: Sequence[str], table: Table, picture: str = ''
 ) -> Mapping[str, Any]:
   """How well shared weights of some runs rank the cells of the table."""
-  shared = np.stack([shared_losses(path) for path in workdirs])
-  if shared.shape[1] != len(table.tokens):
-    raise TableError(f'the runs have {shared.shape[1]} cells, the table '
-                     f'{len(table.tokens)}: use configs/nas_markov.py:small')
+  shared = np.stack([shared_losses(path, table.origin) for path in workdirs])
   if picture:
     figures.plot_ranking(picture, shared, table.valid)
   return analysis.rank_report(shared, table.valid, width=_TIE_NATS)
@@ -213,8 +225,11 @@ def main(argv: Sequence[str] | None = None) -> None:
   try:
     if args.command == 'build':
       out = args.out or f'{args.workdir}/table.csv'
-      text = build(read_config(args.config), args.workdir, args.seeds)
+      config = read_config(args.config)
+      text = build(config, args.workdir, args.seeds)
       folder.write_text(pathlib.Path(out), text)
+      folder.write_text(pathlib.Path(out).with_suffix('.json'),
+                        json.dumps(origin(config), indent=1) + '\n')
       print(f'Table: {out}')
     else:
       report = rank(args.runs, load(args.table), args.picture)

@@ -63,9 +63,6 @@ def derive_stage(run: experiment.Setup, method: str) -> loop.Stage:
   """Candidates of a finished search, `derive.chunk` a step."""
   config = run.config
   fields = config.derive
-  if fields.num_cells % fields.chunk:
-    raise ValueError(f'derive.num_cells={fields.num_cells} is not a multiple '
-                     f'of derive.chunk={fields.chunk}')
   windows = results_lib.num_windows(run, fields.num_windows)
   return loop.Stage(
       name=f'derive_{method}',
@@ -117,7 +114,7 @@ def retrain_stage(run: experiment.Setup) -> loop.Stage:
     return {'arch': tuple(cells), 'data': run.text}
 
   return scratch_stage(
-      run, 'retrain', models.single(run.child), seeds, frozen)
+      run, 'retrain', models.recurrent(run.alone), seeds, frozen)
 
 
 def lstm_stage(run: experiment.Setup) -> loop.Stage:
@@ -126,7 +123,7 @@ def lstm_stage(run: experiment.Setup) -> loop.Stage:
   seeds = [config.seed + s for s in range(config.retrain.num_seeds)]
   model = models.lstm(
       run.corpus.vocab_size, experiment.lstm_size(run),
-      config.child.init_scale)
+      config.retrain.init_scale)
   return scratch_stage(run, 'lstm', model, seeds, lambda results: {
       'arch': jnp.zeros(len(seeds)), 'data': run.text})
 
@@ -138,10 +135,11 @@ def scratch_stage(
   """Trains len(seeds) models from scratch by `config.retrain`."""
   fields = run.config.retrain
   mesh = mesh_lib.make_mesh(len(seeds))
-  tx = experiment.make_optimizer(fields.optimizer, fields.updates_per_round)
+  tx = experiment.make_optimizer(
+      fields.optimizer, fields.updates_per_round, 'retrain.optimizer')
   settings = retrain.Settings(
       fields.updates_per_round, run.config.window_tokens,
-      experiment.make_rates(fields.rates),
+      experiment.make_rates(fields.rates, 'retrain.rates'),
       experiment.check_rate(run.config, 'reset_rate'))
   return loop.Stage(
       name=name,
@@ -190,7 +188,8 @@ def train_and_evaluate(
         flush=True)
   found = loop.fit(stages, config, str(path))
   return report.write(
-      run, path, found, retrain_names(config), started=started)
+      run, path, found, retrain_names(config),
+      steps=sum(s.num_steps for s in stages), started=started)
 
 
 def announcement(

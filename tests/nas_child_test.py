@@ -275,10 +275,9 @@ def test_parameters_are_as_many_as_published():
   shared = Child(space_lib.enas(12), 10_000, 1000, norm='batch')
   darts = Child(space_lib.darts(), 10_000, 850, sharing='node',
                 input_bias=False)
-  single = dataclasses.replace(shared, norm='none')
-  cell = space_lib.published()
+  single = dataclasses.replace(shared, norm='none', sharing='node')
   assert child_lib.count_params(shared) == 146_014_000
-  assert child_lib.count_params(single, cell) == 36_012_000
+  assert child_lib.count_params(single) == 36_012_000
   assert child_lib.count_params(darts) == 22_960_000
   for child in (shared, darts):
     shapes = jax.eval_shape(
@@ -288,7 +287,8 @@ def test_parameters_are_as_many_as_published():
         math.prod(p.shape) for p in shapes.values())
   alone = jax.eval_shape(
       lambda key: child_lib.single_params(
-          single, child_lib.init_params(single, key), cell),
+          single, child_lib.init_params(single, key),
+          space_lib.published()),
       jax.random.key(0))
   assert sum(math.prod(p.shape) for p in alone.values()) == 36_012_000
 

@@ -107,22 +107,21 @@ def test_reinforce_converges_to_the_exact_gradient_as_one_over_root_n():
   assert error(20_000, -1.0) < 0.4
 
 
-def test_a_baseline_that_is_moved_first_scales_the_gradient_by_its_decay():
-  r, b, decay = 1.7, 0.4, 0.95
-  moved = decay * b + (1 - decay) * r
-  assert math.isclose(r - moved, decay * (r - b))
+def largest_probability(num_options, constant):
+  """Of one decision of k options under C tanh."""
+  return 1 / (1 + (num_options - 1) * np.exp(-2 * constant))
 
 
 def test_the_squash_caps_probabilities():
   for k, cap in ((4, 0.98019), (11, 0.93687)):
-    assert abs(controller_lib.max_probability(k, 2.5) - cap) < 1e-5
+    assert abs(largest_probability(k, 2.5) - cap) < 1e-5
   options = space_lib.enas(12).num_options
   for constant, joint in ((2.5, 0.54756), (2.25, 0.37459)):
-    caps = controller_lib.max_probability(options, constant)
+    caps = largest_probability(options, constant)
     assert abs(jnp.prod(caps) - joint) < 1e-4
   controller, params = policy(scale=1e3)
   found = controller_lib.sample(controller, params, jax.random.key(0), 200)
-  caps = controller_lib.max_probability(SPACE.num_options, 2.5)
+  caps = largest_probability(SPACE.num_options, 2.5)
   assert jnp.all(jnp.exp(found.log_prob) <= caps[None] * (1 + 1e-6))
 
 
@@ -171,12 +170,26 @@ def test_the_last_state_knows_all_tokens_but_the_last():
     assert same == (t == 4), t
 
 
-def test_the_entropy_of_a_sampled_action_is_not_the_entropy():
-  # melodyguan/enas adds -p log p of what was drawn: its mean is
-  # -sum p^2 log p.
-  p = jnp.array([0.7, 0.2, 0.1])
-  exact, theirs = -jnp.sum(p * jnp.log(p)), -jnp.sum(p**2 * jnp.log(p))
-  assert theirs < 0.6 * exact
+@pytest.mark.parametrize('in_reward, error', [(True, 0.0), (False, 0.1)])
+def test_rewarded_for_later_entropies_the_gradient_is_that_of_whole_cells(
+    in_reward, error):
+  controller, params = policy(scale=3.0)
+  score = lambda params: controller_lib.score(controller, params, all_tokens())
+
+  def joint(params):
+    log_prob = score(params).log_prob.sum(-1)
+    return jnp.sum(jnp.exp(log_prob) * log_prob)  # -H
+
+  def expected(params):
+    decisions = score(params)
+    often = jax.lax.stop_gradient(jnp.exp(decisions.log_prob.sum(-1)))
+    each = jax.vmap(lambda one: controller_lib.reinforce_loss(
+        jax.tree.map(lambda x: x[None], one), jnp.zeros(1), 1.0, in_reward))
+    return jnp.sum(often * each(decisions))
+
+  exact, found = (flat(jax.grad(f)(params)) for f in (joint, expected))
+  distance = jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact)
+  assert distance < 1e-4 if in_reward else distance > error
 
 
 def train_on_bandit(losses_of, entropy_weight, steps=400):
@@ -205,7 +218,7 @@ def test_a_bandit_is_solved_up_to_the_cap():
       0.0, steps=1500)
   log_prob = controller_lib.score(
       controller, state['params']['policy'], best[None]).log_prob.sum()
-  cap = jnp.prod(controller_lib.max_probability(SPACE.num_options, 2.5))
+  cap = jnp.prod(largest_probability(SPACE.num_options, 2.5))
   assert jnp.exp(log_prob) > 0.9 * cap
 
 

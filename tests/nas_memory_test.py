@@ -25,7 +25,7 @@ def test_a_ring_keeps_the_newest_and_overwrites_the_oldest():
     rows = jnp.full((4, 3), k).at[:, 1].set(jnp.arange(4))
     buffer = memory_lib.push(buffer, rows)
     assert memory_lib.size(buffer) == min(4 * k, 10)
-  held = np.asarray(memory_lib.cells(buffer))
+  held = np.asarray(buffer.tokens)
   assert sorted(held[:, 0]) == [3, 3, 4, 4, 4, 4, 5, 5, 5, 5]
   assert {tuple(r) for r in held if r[0] == 3} == {(3, 2, 3), (3, 3, 3)}
 
@@ -41,13 +41,8 @@ def test_rows_are_drawn_without_replacement_from_those_that_are_held():
   assert counts[1:].min() > 25  # 50 each in the mean
 
 
-def test_an_empty_buffer_is_an_error():
-  with pytest.raises(ValueError, match='buffer is empty'):
-    memory_lib.cells(memory_lib.init_buffer(10, 3))
-
-
 @pytest.mark.parametrize('settings, words', [
-    (dict(kind='relive'), 'memory.kind'),
+    (dict(kind='relive'), 'relive'),
     (dict(kind='replay', pushed_per_round=0), 'pushed_per_round'),
     (dict(kind='replay', train_from_round=4), 'holds 0 cells'),
     (dict(kind='replay', pushed_per_round=9, batch_size=55), 'holds 54')])

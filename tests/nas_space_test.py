@@ -110,6 +110,12 @@ def test_code_bases_number_activations_otherwise():
     (lambda s: space_lib.from_names(s, [0] * 3, ['elu'] * 3), 'elu'),
     (lambda s: space_lib.from_genotype(s, [('tanh', 0)] * 2), 'node 0'),
     (lambda s: space_lib.from_json(s, {'prev': [0]}), "'prev' and 'act'"),
+    (lambda s: space_lib.from_json(s, {'prev': [0, 0, 1], 'act': [0, 1, 2]}),
+     'no activation 0, 1, 2'),
+    (lambda s: space_lib.check_cell(
+        s, space_lib.Cell([0, .7, 1.2], [0, 1, 2])), 'prev of a cell has'),
+    (lambda s: space_lib.from_genotype(space_lib.darts(), []),
+     '8 pairs, not 0'),
     (lambda s: space_lib.enumerate_cells(space_lib.enas(12)), 'cells, over'),
     (lambda s: Space(3, ('tanh', 'gelu')), 'gelu'),
     (lambda s: Space(3, first='elu'), 'first'),

@@ -1,6 +1,8 @@
 """The shipped table of all cells of three nodes, and how one is made."""
 
 import csv
+import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -64,13 +66,18 @@ def test_a_table_is_built_and_shared_weights_are_ranked_by_it(tmp_path):
   assert len(rows) == 2 * 16 and rows[0]['tokens'] == '0 0 0'
   path = tmp_path / 'table.csv'
   path.write_text(text)
-  table = tabular.load(path, num_nodes=2)
+  path.with_suffix('.json').write_text(json.dumps(tabular.origin(config)))
+  table = tabular.load(path)
   assert np.all(np.abs(table.valid - np.log(6)) < 0.3)
   train.train_and_evaluate(config, str(tmp_path / 'run'))
   picture = tmp_path / 'ranking.png'
   report = tabular.rank([str(tmp_path / 'run')], table, str(picture))
   assert -1 <= report['tau']['mean'] <= 1 and report['num_cells'] == 16
   assert picture.stat().st_size > 10_000
+  other = dataclasses.replace(
+      table, origin=table.origin | {'window_tokens': 6})
+  with pytest.raises(tabular.TableError, match="differ in .'window_tokens'"):
+    tabular.rank([str(tmp_path / 'run')], other)
 
 
 @pytest.mark.parametrize('text, words', [
@@ -79,10 +86,11 @@ def test_a_table_is_built_and_shared_weights_are_ranked_by_it(tmp_path):
 def test_what_is_no_table_is_refused(text, words, tmp_path):
   path = tmp_path / 'table.csv'
   path.write_text(text)
+  path.with_suffix('.json').write_text(json.dumps(tabular.load().origin))
   with pytest.raises(tabular.TableError, match=words):
     tabular.load(path)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
   with pytest.raises(tabular.TableError, match='is no run'):
-    tabular.shared_losses(str(tmp_path))
+    tabular.shared_losses(str(tmp_path), tabular.load().origin)

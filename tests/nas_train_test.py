@@ -8,6 +8,7 @@ import runpy
 import signal
 
 import chex
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,6 +62,23 @@ def test_a_run_leaves_cells_summary_report_and_figures(finished):
   assert {p.name for p in (path / 'figures').iterdir()} >= {
       'cells.png', 'hidden.png', 'decisions.png', 'scratch.png',
       'candidates.png', 'states.png', 'search.png', 'pairs_enas.png'}
+
+
+def test_a_cells_module_and_weights_have_the_perplexity_of_the_summary(
+    finished):
+  config, path, summary = finished
+  run = experiment.setup(config)
+  model = runpy.run_path(str(path / 'cell_enas.py'))['LanguageModel']()
+  with np.load(path / 'cell_enas.npz') as file:
+    variables = traverse_util.unflatten_dict(dict(file), sep='/')
+  length = config.window_tokens * (
+      (run.test.shape[1] - 1) // config.window_tokens)
+  with jax.numpy_rank_promotion('allow'):
+    logits, _ = model.apply(variables, run.test[:, :length].T)
+    nats = optax.softmax_cross_entropy_with_integer_labels(
+        logits, run.test[:, 1:length + 1].T)
+  assert math.isclose(
+      np.exp(nats.mean()), summary['enas_test_perplexity'], rel_tol=1e-5)
 
 
 def test_the_same_command_again_says_the_same(finished):
@@ -216,10 +234,24 @@ def test_an_update_that_is_not_finite_is_left_out():
     ({'memory.batch_size': 17}, 'buffer holds'),
     ({'child.sharing': 'edge_act', 'methods': ('darts',)}, 'edge_act'),
     ({'window_tokens': 500}, 'window_tokens=500'),
+    ({'window_tokens': 0}, 'window_tokens=0 must be at least 1'),
+    ({'valid_batch_size': 500}, 'valid_batch_size=500 streams'),
+    ({'cells_per_update': 3}, 'cells_per_update=3 does not divide batch'),
+    ({'derive.chunk': 0}, 'derive.chunk=0'),
+    ({'reset_rate': 1.0}, 'reset_rate=1.0'),
+    ({'retrain.rates.input': -0.1}, 'retrain.rates.input'),
+    ({'retrain.optimizer.kind': 'rmsprop'}, 'retrain.optimizer.kind'),
+    ({'reward.samples_per_update': 0}, 'reward.samples_per_update=0'),
+    ({'evolution.tournament': 9}, 'evolution.tournament=9 is more'),
+    ({'analysis.num_cells': 2}, 'analysis.num_cells=2'),
+    ({'analysis.tsne_perplexity': 12.0}, 'analysis.tsne_perplexity'),
+    ({'methods': ('enas', 'enas')}, 'none twice'),
+    ({'methods': ()}, 'at least one method'),
 ])
 def test_a_field_that_does_not_fit_is_named(changes, words, tmp_path):
   with pytest.raises(ValueError, match=words):
     train.train_and_evaluate(tiny(**changes), str(tmp_path / 'run'))
+  assert not (tmp_path / 'run').exists()
 
 
 def test_a_plan_runs_nothing():
