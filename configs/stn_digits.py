@@ -47,10 +47,8 @@ def get_config(variant=''):
   config.hyper = ml_collections.ConfigDict(dict(optimizer='adam', lr=1e-2))
 
   config.baselines = ('fixed', 'replay', 'final', 'random')
-  config.search_trials = 12
-  # What a tuned run costs; sets the budgets of the searches.
-  config.cost_in_plain_runs = ml_collections.ConfigDict(
-      dict(delta_stn=3.0, stn=3.0))
+  # Budgets of the searches, in costs of the dearest method.
+  config.search_times = (1, 4)
 
   config.log_every_steps = 50
   config.checkpoint_every_steps = 500
@@ -62,7 +60,7 @@ def get_config(variant=''):
     config.num_rounds, config.warmup_rounds, config.batch_size = 4, 1, 16
     config.train_examples = config.valid_examples = 64
     config.optimizer.decay_rounds = (2,)
-    config.search_trials = 2
+    config.search_times = (1,)
     config.log_every_steps, config.checkpoint_every_steps = 2, 2
   elif variant:
     raise ValueError(f"variant {variant!r} is not known; there is ':tiny'")

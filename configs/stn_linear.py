@@ -37,9 +37,8 @@ def get_config(variant=''):
   config.hyper = ml_collections.ConfigDict(dict(optimizer='adam', lr=3e-3))
 
   config.baselines = ('fixed', 'random')
-  config.search_trials = 12
-  config.cost_in_plain_runs = ml_collections.ConfigDict(
-      dict(delta_stn=3.0, stn=3.0))
+  # Budgets of the searches, in costs of the dearest method.
+  config.search_times = (1, 4)
 
   config.log_every_steps = 200
   config.checkpoint_every_steps = 2000

@@ -46,9 +46,8 @@ def get_config(variant=''):
   config.hyper = ml_collections.ConfigDict(dict(optimizer='adam', lr=1e-2))
 
   config.baselines = ('fixed', 'replay', 'final')
-  config.search_trials = 12
-  config.cost_in_plain_runs = ml_collections.ConfigDict(
-      dict(delta_stn=3.0, stn=2.5))
+  # Budgets of the searches, in costs of the dearest method.
+  config.search_times = (1, 4)
 
   config.log_every_steps = 50
   config.checkpoint_every_steps = 500

@@ -30,7 +30,9 @@ def get_config(variant=''):
   config.entropy_weight = 0.0
   config.tune_scales = False
   config.rank = 1  # of each layer's response
-  config.implicit_steps = 20  # of conjugate gradients, method 'implicit'
+  config.implicit_solver = 'cg'  # of method 'implicit', or 'neumann'
+  config.implicit_steps = 20
+  config.implicit_step_size = 0.05  # of neumann: below 2 / max curvature
   config.unroll = False
   config.diagnose = True
   config.optimizer = ml_collections.ConfigDict(dict(
@@ -38,9 +40,8 @@ def get_config(variant=''):
   config.hyper = ml_collections.ConfigDict(dict(optimizer='adam', lr=3e-3))
 
   config.baselines = ('fixed', 'random')
-  config.search_trials = 12
-  config.cost_in_plain_runs = ml_collections.ConfigDict(
-      dict(delta_stn=3.0, stn=3.0, implicit=3.0))
+  # Budgets of the searches, in costs of the dearest method, 'implicit'.
+  config.search_times = (1,)
 
   config.log_every_steps = 200
   config.checkpoint_every_steps = 2000
@@ -50,6 +51,7 @@ def get_config(variant=''):
     config.space = ml_collections.ConfigDict(dict(
         input_dropout=dict(kind='bounded', start=0.5, low=0.0, high=1.0)))
     config.methods = ('delta_stn', 'stn')
+    config.search_times = (1, 4)
   elif variant == 'tiny':
     config.num_rounds = 4
     config.baselines = ('fixed',)

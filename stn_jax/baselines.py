@@ -213,7 +213,7 @@ class Journal:
 
 def trials(
     run: experiment.Setup, tuned: Mapping[str, schedule_lib.Schedule],
-    journal: Journal,
+    journal: Journal, num_trials: int,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
   """Trains what config.baselines asks for: yields (name, figures).
 
@@ -221,6 +221,7 @@ def trials(
     run: of the config.
     tuned: method -> its schedule, for replays and final values.
     journal: of the run's folder.
+    num_trials: of each search.
   """
   config, space = run.config, run.problem.space
   trainer = Trainer(run)
@@ -239,11 +240,11 @@ def trials(
     if 'final' in config.baselines:
       yield trial(f'final_{method}', flat({n: x[-1] for n, x in found.items()}))
   if 'random' in config.baselines:
-    for i in range(config.search_trials):
+    for i in range(num_trials):
       yield trial(f'random/{i}', flat(random_values(space, config.seed, i)))
   if 'tpe' in config.baselines:
     sampler = TPE(space, config.seed)
-    for i in range(config.search_trials):
+    for i in range(num_trials):
       ticket, values = sampler.ask()
       name, row = trial(f'tpe/{i}', flat(values))
       sampler.tell(ticket, row['best_valid_loss'])

@@ -22,12 +22,12 @@ def table(summaries: Sequence[Mapping[str, Any]]) -> str:
   measures = [key.removeprefix(f'{names[0]}_') for key in keys
               if key.startswith((f'{names[0]}_valid_', f'{names[0]}_test_'))]
   lines = [
-      '| | cost, plain runs | ' + ' | '.join(
+      '| | cost, plain runs | seconds | ' + ' | '.join(
           m.replace('_', ' ') for m in measures) + ' |',
-      '|---' * (len(measures) + 2) + '|']
+      '|---' * (len(measures) + 3) + '|']
   for name in names:
     cells = [seeds.cell([s.get(f'{name}_{m}') for s in summaries])
-             for m in measures]
+             for m in ('seconds', *measures)]
     lines.append(
         f'| {results.row_title(name)} | {summaries[0][f"{name}_cost"]:g} | '
         + ' | '.join(cells) + ' |')

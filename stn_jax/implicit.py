@@ -18,6 +18,9 @@ from stn_jax import space as space_lib
 from stn_jax import tuner
 
 Loss = Callable[[Any, jax.Array], jax.Array]
+Solve = Callable[[Callable[[Any], Any], Any], Any]
+
+SOLVERS = ('cg', 'neumann')
 
 
 def hessian_product(train_loss: Loss, w: Any, lam: jax.Array, v: Any) -> Any:
@@ -52,7 +55,7 @@ def neumann(
 
 def hypergradient(
     train_loss: Loss, valid_loss: Callable[[Any], jax.Array], w: Any,
-    lam: jax.Array, solve: Callable[[Callable[[Any], Any], Any], Any],
+    lam: jax.Array, solve: Solve,
 ) -> jax.Array:
   """dF/dlam [n] through the response of the minimum.
 
@@ -95,9 +98,9 @@ def smooth_losses(
 
 def make_round(
     problem: problem_lib.Problem, settings: tuner.Settings,
-    optimizers: tuner.Optimizers, num_steps: int,
+    optimizers: tuner.Optimizers, solve: Solve,
 ):
-  """As `tuner.make_round`, with exact hypergradients by conjugate gradients.
+  """As `tuner.make_round`, with hypergradients by the implicit function.
 
   f is taken on the last training batch, as `smooth_losses` has it: only what
   enters it smoothly, such as weight decay, is tuned.
@@ -106,7 +109,7 @@ def make_round(
     problem: what is tuned.
     settings: its warm-up.
     optimizers: of weights and hyperparameters.
-    num_steps: of conjugate gradients.
+    solve: as in `hypergradient`.
   """
 
   def train(state, batch, key):
@@ -133,8 +136,7 @@ def make_round(
     _, valid_loss = smooth_losses(
         problem, state.variables, batch['valid'], key)
     lam_grad = space_lib.tuned(problem.space) * hypergradient(
-        train_loss, valid_loss, state.params, state.lam,
-        lambda product, b: conjugate_gradient(product, b, num_steps))
+        train_loss, valid_loss, state.params, state.lam, solve)
     state = tuner.move(
         problem, settings, optimizers, state,
         {'lam': lam_grad, 'rho': jnp.zeros_like(state.rho)})

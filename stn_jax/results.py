@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import pathlib
+import re
 import time
 from typing import Any
 
@@ -13,12 +14,14 @@ from core_jax import report as report_lib
 from stn_jax import experiment
 from stn_jax import figures as figures_lib
 from stn_jax import schedule as schedule_lib
+from stn_jax import stages
 
 _TITLES = {
     'delta_stn': 'Delta-STN', 'stn': 'STN',
     'implicit': 'implicit function theorem', 'fixed': 'fixed at the start',
     'random': 'random search', 'tpe': 'TPE (Optuna)'}
-_SEARCHES = ('random', 'tpe')
+SEARCHES = ('random', 'tpe')
+_SEARCHED = re.compile(r'(\w+)_([\d.]+)x')  # As `compared` names them.
 
 
 def title(name: str) -> str:
@@ -48,30 +51,49 @@ def best_so_far(
 
 
 def compared(
-    run: experiment.Setup, rows: Mapping[str, Mapping[str, Any]]
+    run: experiment.Setup, rows: Mapping[str, Mapping[str, Any]],
+    costs: Mapping[str, float], seconds: Mapping[str, float],
 ) -> dict[str, dict[str, Any]]:
-  """Name -> cost in plain runs, and figures, of all that is compared.
+  """Name -> cost in plain runs, seconds, and figures, of all compared.
 
   A self-tuning run counts with its last weights. A plain run with those of
   the best of ten evaluations on the validation set, which it gets for free.
+
+  Args:
+    run: of the config.
+    rows: of methods and trials.
+    costs: of the methods, see `stages.costs`.
+    seconds: of the methods, wall time.
   """
-  cost, found = run.config.cost_in_plain_runs, {}
+  found = {}
   for name, row in rows.items():
     if '/' in name:
       continue
     if name in run.config.methods:
-      found[name] = {'cost': cost[name], **_figures(row, '')}
+      found[name] = {'cost': costs[name], 'seconds': seconds[name],
+                     **_figures(row, '')}
     else:
-      found[name] = {'cost': 1.0, **_figures(row, 'best_')}
+      found[name] = {'cost': 1.0, 'seconds': row['seconds'],
+                     **_figures(row, 'best_')}
       found[name] |= {f'last_{k}': v for k, v in _figures(row, '').items()}
-  for search in _SEARCHES:
+  for search in SEARCHES:
     best = best_so_far(rows, search)
-    for times in (1, 4):
-      budget = round(times * max(cost.values()))
-      if budget <= len(best):
-        found[f'{search}_{times}x'] = {
-            'cost': float(budget), **_figures(best[budget - 1], 'best_')}
+    times = [row['seconds'] for name, row in rows.items()
+             if name.startswith(f'{search}/')]
+    for share in run.config.search_times if best else ():
+      budget = stages.num_trials(costs, share)
+      found[f'{search}_{share:g}x'] = {
+          'cost': float(budget), 'seconds': round(sum(times[:budget]), 2),
+          **_figures(best[budget - 1], 'best_')}
   return found
+
+
+def _seconds(run, path):
+  """method -> wall time of its stage, compilation and logging included."""
+  found = dict.fromkeys(run.config.methods, 0.0)
+  for row in metrics_lib.read(path):
+    found[row['stage']] += row['seconds']
+  return {method: round(x, 2) for method, x in found.items()}
 
 
 def _figures(row, prefix):
@@ -82,10 +104,12 @@ def _figures(row, prefix):
 def report(
     run: experiment.Setup, path: pathlib.Path,
     rows: Mapping[str, Mapping[str, Any]],
-    schedules: Mapping[str, schedule_lib.Schedule], *, started: float,
+    schedules: Mapping[str, schedule_lib.Schedule],
+    costs: Mapping[str, float], *, started: float,
 ) -> dict[str, Any]:
   """Draws and writes; returns what `summary.json` holds."""
-  config, found = run.config, compared(run, rows)
+  config = run.config
+  found = compared(run, rows, costs, _seconds(run, path))
   final = {method: {f'final_{name}': x[-1] for name, x in schedule.items()}
            for method, schedule in schedules.items()}
   summary = report_lib.write_summary(
@@ -103,7 +127,7 @@ def report(
   for name, figures in found.items():
     print(f'{row_title(name):<45} '
           f'test loss {_number(figures["test_loss"])}  '
-          f'cost {figures["cost"]:.1f}')
+          f'cost {figures["cost"]:.1f}  {figures["seconds"]:.0f} s')
   print(f'Schedules: {path}/schedule_*.csv\nReport: {page}', flush=True)
   return summary
 
@@ -117,25 +141,25 @@ def _lead(run):
   return (
       f'{names}: tuned while the model trains, by the gradient of the '
       'validation loss through the weights\' response. Compared with plain '
-      'training in the same space at equal and at four times the compute.')
+      'training in the same space; budgets of searches are multiples of the '
+      'dearest method, in operations.')
 
 
 def row_title(name: str) -> str:
   """Name of a row of the comparison, for people."""
-  for times in (1, 4):
-    if name.endswith(f'_{times}x'):
-      return f'{title(name.removesuffix(f"_{times}x"))}, {times} x the compute'
+  if searched := _SEARCHED.fullmatch(name):
+    return f'{title(searched[1])}, {searched[2]} x the compute'
   return title(name)
 
 
 def _table(found):
   measures = [name.removeprefix('test_') for name in next(iter(found.values()))
               if name.startswith('test_')]
-  columns = ['', 'cost, plain runs']
+  columns = ['', 'cost, plain runs', 'seconds']
   columns += [f'{part} {name}' for name in measures
               for part in ('valid', 'test')]
   rows = [
-      [row_title(name), figures['cost'],
+      [row_title(name), figures['cost'], figures['seconds'],
        *(figures[f'{part}_{measure}'] for measure in measures
          for part in ('valid', 'test'))]
       for name, figures in found.items()]
@@ -168,12 +192,12 @@ def _pictures(run, path, rows, schedules, found):
         'over neighbouring batches, at perturbed hyperparameters.'))
   searches = {
       title(search): [row['best_test_loss'] for row in best]
-      for search in _SEARCHES if (best := best_so_far(rows, search))}
+      for search in SEARCHES if (best := best_so_far(rows, search))}
   figures_lib.plot_comparison(
       drawn / 'comparison.png',
       [(title(name), figures['cost'], figures['test_loss'])
        for name, figures in found.items()
-       if not name.endswith(('_1x', '_4x'))],
+       if not _SEARCHED.fullmatch(name)],
       searches, 'test loss, nats')
   sections.append(report_lib.Figure(
       drawn / 'comparison.png', 'Test loss against compute; searches choose '

@@ -1,7 +1,7 @@
 """A run from its config to its report: tune, export, compare."""
 
+from collections.abc import Mapping
 import dataclasses
-import functools
 import importlib.util
 import pathlib
 import time
@@ -9,7 +9,6 @@ from typing import Any
 
 from clu import parameter_overview
 import jax
-from jax.sharding import PartitionSpec as P
 
 from core_jax import cli
 from core_jax import folder
@@ -24,46 +23,10 @@ from stn_jax import implicit
 from stn_jax import problem as problem_lib
 from stn_jax import results as results_lib
 from stn_jax import schedule as schedule_lib
+from stn_jax import stages
 from stn_jax import tuner
 
 _BASELINES = ('fixed', 'replay', 'final', 'random', 'tpe')
-
-
-def tune_stage(run: experiment.Setup, method: str) -> loop.Stage:
-  """Self-tuning by one method, `num_rounds` rounds."""
-  config, problem = run.config, run.problem
-  mesh = mesh_lib.make_mesh()
-  mesh_lib.check_batch_size(config.batch_size, mesh, 'batch_size')
-  settings = tuner.Settings(
-      method, config.warmup_rounds, config.entropy_weight,
-      config.tune_scales, config.rank, config.unroll, config.diagnose)
-  optimizers = experiment.make_optimizers(config)
-  batch = experiment.round_batch(run)
-  example = jax.tree.map(lambda x: x[:, 0], batch(0)['train'])
-  return loop.Stage(
-      name=method,
-      num_steps=config.num_rounds,
-      mesh=mesh,
-      init=tuner.make_init(
-          problem, settings, optimizers, example, config.num_rounds,
-          config.seed),
-      step=(implicit.make_round(problem, settings, optimizers,
-                                config.implicit_steps)
-            if method == 'implicit'
-            else tuner.make_round(problem, settings, optimizers)),
-      params=functools.partial(_handed_on, run, method),
-      batch=batch,
-      state_spec=P())
-
-
-def _handed_on(run, method, state):
-  """What a run saves for others: plain weights, and how it got there."""
-  found = {
-      'params': experiment.answered_params(
-          run, method, state.params, state.response, state.lam),
-      'lam': state.lam, 'rho': state.rho, 'history': state.history}
-  # A checkpoint has no word for an empty tree.
-  return found | ({'variables': state.variables} if state.variables else {})
 
 
 def check(config: experiment.Config) -> None:
@@ -77,6 +40,16 @@ def check(config: experiment.Config) -> None:
     raise ValueError(
         "methods has 'implicit', which needs a loss that is smooth in every "
         'hyperparameter: see configs/stn_ridge.py')
+  if 'implicit' in config.methods and (
+      config.implicit_solver not in implicit.SOLVERS):
+    raise ValueError(
+        f'implicit_solver={config.implicit_solver!r}; there are '
+        f'{", ".join(implicit.SOLVERS)}')
+  if set(results_lib.SEARCHES) & set(config.baselines) and (
+      not config.search_times or min(config.search_times) <= 0):
+    raise ValueError(
+        f'search_times={config.search_times}: name budgets of a search, in '
+        'costs of the dearest method, such as (1, 4)')
   if 'tpe' in config.baselines and not importlib.util.find_spec('optuna'):
     raise ValueError(
         "baselines has 'tpe', which needs Optuna: pip install "
@@ -99,9 +72,10 @@ def train_and_evaluate(
   check(config)
   run = experiment.setup(config)
   path = folder.claim(workdir, config)
-  stages = [tune_stage(run, method) for method in config.methods]
-  print(announcement(run, path), flush=True)
-  tuned = loop.fit(stages, config, str(path))
+  tuning = [stages.tune_stage(run, method) for method in config.methods]
+  costs = stages.costs(run)
+  print(announcement(run, costs, path), flush=True)
+  tuned = loop.fit(tuning, config, str(path))
   schedules = {}
   for method, found in tuned.items():
     schedules[method] = schedule_lib.from_history(
@@ -111,8 +85,16 @@ def train_and_evaluate(
         config.updates_per_round)
   journal = baselines.Journal(path)
   rows = _tuned_rows(run, tuned, journal)
-  rows |= _trial_rows(run, schedules, journal)
-  return results_lib.report(run, path, rows, schedules, started=started)
+  rows |= _trial_rows(run, schedules, journal, _search_trials(run, costs))
+  return results_lib.report(
+      run, path, rows, schedules, costs, started=started)
+
+
+def _search_trials(run, costs):
+  """Trials of each search that the config asks for."""
+  searches = set(results_lib.SEARCHES) & set(run.config.baselines)
+  return stages.num_trials(
+      costs, max(run.config.search_times)) if searches else 0
 
 
 def _tuned_rows(run, tuned, journal):
@@ -131,16 +113,17 @@ def _tuned_rows(run, tuned, journal):
           for method, found in tuned.items()}
 
 
-def _trial_rows(run, schedules, journal):
+def _trial_rows(run, schedules, journal, num_trials):
   """Trial -> its figures; prints a line for each."""
   config = run.config
   total = (('fixed' in config.baselines)
            + len(schedules) * sum(
                b in config.baselines for b in ('replay', 'final'))
-           + config.search_trials * sum(
-               b in config.baselines for b in ('random', 'tpe')))
+           + num_trials * sum(
+               b in config.baselines for b in results_lib.SEARCHES))
   rows, started = {}, time.monotonic()
-  for name, row in baselines.trials(run, schedules, journal):
+  for name, row in baselines.trials(
+      run, schedules, journal, num_trials):
     rows[name] = row
     seconds = time.monotonic() - started
     left = seconds / len(rows) * (total - len(rows))
@@ -155,7 +138,9 @@ def _show(row, part):
   return 'diverged' if value is None else f'{value:.4f}'
 
 
-def announcement(run: experiment.Setup, path: pathlib.Path) -> str:
+def announcement(
+    run: experiment.Setup, costs: Mapping[str, float], path: pathlib.Path
+) -> str:
   """What a run will do, for people, before it does it."""
   config = run.config
   example = jax.tree.map(
@@ -175,7 +160,8 @@ def announcement(run: experiment.Setup, path: pathlib.Path) -> str:
       f'{config.model.kind} of {count:,} parameters; tuned from {names}\n'
       f'{", ".join(config.methods)}: {config.num_rounds} rounds of '
       f'{config.updates_per_round} training updates and one of the '
-      'hyperparameters\n'
+      'hyperparameters; cost in plain runs: '
+      f'{", ".join(f"{name} {x:g}" for name, x in costs.items())}\n'
       f'then {", ".join(config.baselines) or "no baselines"}; results go to '
       f'{path}')
 
@@ -187,7 +173,7 @@ def show_plan(
   check(config)
   run = experiment.setup(config)
   mesh = mesh_lib.make_mesh(devices=target and target.devices)
-  stages = [dataclasses.replace(tune_stage(run, method), mesh=mesh)
+  tuning = [dataclasses.replace(stages.tune_stage(run, method), mesh=mesh)
             for method in config.methods]
   return (f'{cli.describe_devices(mesh)}\n'
-          f'{plan.show(plan.plan(stages), target and target.hbm_bytes)}')
+          f'{plan.show(plan.plan(tuning), target and target.hbm_bytes)}')

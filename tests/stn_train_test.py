@@ -17,6 +17,7 @@ from configs import stn_linear
 from configs import stn_ptb
 from configs import stn_ridge
 from core_jax import folder
+from core_jax import metrics
 from core_jax import seeds
 from stn_jax import baselines
 from stn_jax import compare
@@ -24,6 +25,7 @@ from stn_jax import data
 from stn_jax import experiment
 from stn_jax import schedule
 from stn_jax import space
+from stn_jax import stages
 from stn_jax import train
 
 CONFIGS = {
@@ -109,16 +111,61 @@ def test_the_same_command_again_trains_nothing_and_says_the_same(
       lambda self, s: trained.append(1) or call(self, s))
   again = train.train_and_evaluate(config, str(path))
   assert len(trained) == 1
-  ignore = {'wall_seconds'}
-  assert {k: v for k, v in again.items() if k not in ignore} == {
-      k: v for k, v in summary.items() if k not in ignore}
+  said = lambda found: {
+      k: v for k, v in found.items() if not k.endswith('seconds')}
+  assert said(again) == said(summary)
 
 
 def test_seeds_are_compared_in_one_table(digits_run):
   _, path, summary = digits_run
   text = compare.table(seeds.read([str(path), str(path)]))
-  assert '| Delta-STN | 3 |' in text
+  assert text.startswith('| | cost, plain runs | seconds | ')
+  assert (f'| Delta-STN | {summary["delta_stn_cost"]:g} | '
+          f'{summary["delta_stn_seconds"]:.4g} ± 0 |') in text
   assert f'{summary["delta_stn_test_loss"]:.4g} ± 0' in text
+
+
+def test_a_search_has_as_many_trials_as_the_dearest_method_costs(digits_run):
+  config, path, _ = digits_run
+  summary = json.loads((path / 'summary.json').read_text())
+  budget = math.ceil(max(summary[f'{m}_cost'] for m in config.methods))
+  rows = baselines.Journal(path).rows
+  searched = [row for name, row in rows.items() if name.startswith('random/')]
+  assert len(searched) == summary['random_1x_cost'] == budget
+  assert summary['random_1x_seconds'] == pytest.approx(
+      sum(row['seconds'] for row in searched), abs=0.02)
+
+
+def test_seconds_of_a_method_are_those_of_its_stage(digits_run):
+  _, path, summary = digits_run
+  seconds = [row['seconds'] for row in metrics.read(path)
+             if row['stage'] == 'stn']
+  assert len(seconds) == 2
+  assert summary['stn_seconds'] == pytest.approx(sum(seconds), abs=0.02)
+
+
+def test_costs_are_the_operations_of_a_round_over_a_plain_one(tmp_path):
+  """One layer x W: a plain update is x W and the gradient of W, 2 products.
+
+  STN adds x W_r and its gradient, 4; Delta-STN's second pass is x W, x W_r
+  and the gradient of W_r, 5 with its first. A round of 2 has one more x W and
+  x W_r, on validation. The rest are products with h [B, 1].
+  """
+  config = tiny('ridge', tmp_path, methods=('delta_stn', 'stn'))
+  costs = stages.costs(experiment.setup(config))
+  assert (2 * 5 + 2) / 4 < costs['delta_stn'] < 3.4
+  assert (2 * 4 + 2) / 4 < costs['stn'] < 2.8
+  assert stages.num_trials(costs, 4) == math.ceil(4 * costs['delta_stn'])
+
+
+def test_the_implicit_function_costs_what_its_products_with_the_hessian_do(
+    tmp_path):
+  """(d2f/dw2) v of one linear layer is x v and x' of it, half a plain round.
+  """
+  costs = [stages.costs(experiment.setup(tiny(
+      'ridge', tmp_path, methods=('implicit',), implicit_steps=n)))['implicit']
+           for n in (10, 20)]
+  assert costs[1] - costs[0] == pytest.approx(5, abs=0.1)
 
 
 def test_every_method_runs_where_the_optimum_is_known(tmp_path):
@@ -175,7 +222,7 @@ def test_a_language_model_is_tuned_by_the_same_stage(tmp_path):
   run = experiment.Setup(
       config, dataset, experiment.make_problem(config, dataset.num_classes),
       lambda outputs, batch: {})
-  stage = train.tune_stage(run, 'delta_stn')
+  stage = stages.tune_stage(run, 'delta_stn')
   state = jax.jit(stage.init)({})
   state, metrics = jax.jit(stage.step)(state, stage.batch(0), {})
   assert all(np.isfinite(float(x)) for x in metrics.values())
@@ -188,6 +235,9 @@ def test_a_language_model_is_tuned_by_the_same_stage(tmp_path):
     (dict(methods=('hyperband',)), r"methods has \['hyperband'\]; there are"),
     (dict(baselines=('grid',)), r"baselines has \['grid'\]"),
     (dict(methods=('implicit',)), "'implicit', which needs a loss .* smooth"),
+    (dict(baselines=('random',), search_times=()),
+     r'search_times=\(\): name budgets'),
+    (dict(search_times=(0,)), r'search_times=\(0,\): name budgets'),
     (dict(dataset='mnist'), 'dataset=.mnist. is unknown; there are'),
     (dict(valid_examples=0), 'the valid set is empty'),
     (dict(batch_size=17), 'batch_size=17'),
@@ -195,6 +245,12 @@ def test_a_language_model_is_tuned_by_the_same_stage(tmp_path):
 def test_bad_input_is_named(changes, message, tmp_path):
   config = tiny('digits', tmp_path, **changes)
   with pytest.raises(ValueError, match=message):
+    train.train_and_evaluate(config, str(tmp_path / 'run'))
+
+
+def test_an_unknown_solver_is_named(tmp_path):
+  config = tiny('ridge', tmp_path, implicit_solver='newton')
+  with pytest.raises(ValueError, match="implicit_solver='newton'; there are"):
     train.train_and_evaluate(config, str(tmp_path / 'run'))
 
 
