@@ -100,27 +100,25 @@ class Trainer:
       rows of (round, validation loss).
     """
     started, state = time.monotonic(), self._init()
+    weights = lambda: {'params': state.params, 'variables': state.variables}
     every = max(1, self._num_rounds // _EVALUATIONS)
     curve, best = [], None
     for i in range(self._num_rounds):
       values = {name: x[i] for name, x in schedule.items()}
-      state, loss = self._round(state, self._batch(i)['train'], values)
+      state, _ = self._round(state, self._batch(i)['train'], values)
       done = i + 1
       if done % every == 0 or done == self._num_rounds:
-        valid = self._evaluate(state.params, state.variables, 'valid')
+        valid = self._evaluate(weights(), 'valid')
         curve.append((done, metrics_lib.or_null(valid['loss'])))
-        if best is None or valid['loss'] < best[0]:
-          kept = jax.tree.map(jnp.copy, (state.params, state.variables))
-          best = valid['loss'], kept, valid
-    del loss
-    test = self._evaluate(state.params, state.variables, 'test')
-    chosen = best or (math.nan, (state.params, state.variables), valid)
-    best_test = self._evaluate(*chosen[1], 'test')
+        if best is None or valid['loss'] < best[0]['loss']:
+          best = valid, jax.tree.map(jnp.copy, weights())
     figures = {
         f'{prefix}{part}_{name}': metrics_lib.or_null(value)
         for prefix, part, means in (
-            ('', 'valid', valid), ('', 'test', test),
-            ('best_', 'valid', chosen[2]), ('best_', 'test', best_test))
+            ('', 'valid', valid),
+            ('', 'test', self._evaluate(weights(), 'test')),
+            ('best_', 'valid', best[0]),
+            ('best_', 'test', self._evaluate(best[1], 'test')))
         for name, value in means.items()}
     return figures | {
         'curve': curve, 'seconds': round(time.monotonic() - started, 2)}

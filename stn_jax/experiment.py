@@ -291,16 +291,25 @@ def round_batch(run: Setup):
 
 
 def make_evaluate(run: Setup):
-  """(params, variables, part) -> name -> mean over the part.
+  """(weights, part) -> name -> mean over the part.
+
+  `weights` is as a run hands it on: 'params', 'variables' where the model has
+  some, and, where the layers shall answer, 'response' and 'lam' [n]. The
+  answers are added as in training, since a table that serves two ends, such
+  as an embedding that decodes too, answers at one of them alone.
 
   'loss' in nats; 'perplexity' for text, 'accuracy' for images.
   """
   problem = run.problem
 
   @jax.jit
-  def one(params, variables, batch):
+  def one(params, answer, variables, batch):
+    response, lam = answer
+    perturbation = response_lib.Perturbation(jnp.broadcast_to(
+        lam, (run.config.batch_size, lam.shape[0]))) if response else None
     outputs, after = problem_lib.run_model(
-        problem, params, {}, variables, batch, None, None, jax.random.key(0))
+        problem, params, response, variables, batch, None, perturbation,
+        jax.random.key(0))
     if 'tokens' in batch:  # Weighted within a row.
       losses = cross_entropy(outputs['logits'], batch['targets'])
     else:
@@ -309,15 +318,16 @@ def make_evaluate(run: Setup):
     return jax.tree.map(
         lambda x: jnp.sum(x * batch['weight']), sums), after
 
-  def evaluate(params, variables, part):
+  def evaluate(weights, part):
     totals, weight = {}, 0.0
+    answer = weights.get('response', {}), weights.get('lam')
     # A stream starts from nothing.
-    variables = dict(variables)
+    variables = dict(weights.get('variables', {}))
     if tuner.CARRY in variables:
       variables[tuner.CARRY] = jax.tree.map(
           jnp.zeros_like, variables[tuner.CARRY])
     for batch in run.dataset.whole(part, run.config.batch_size):
-      sums, after = one(params, variables, batch)
+      sums, after = one(weights['params'], answer, variables, batch)
       if tuner.CARRY in variables:
         variables[tuner.CARRY] = after[tuner.CARRY]
       weight += float(np.sum(batch['weight']))
@@ -329,16 +339,3 @@ def make_evaluate(run: Setup):
     return means
 
   return evaluate
-
-
-def answered_params(
-    run: Setup, method: str, params: Any, response: Any, lam: Any
-) -> Any:
-  """The plain model's parameters at the end of a run.
-
-  Of Delta-STN they are the weights themselves; of STN, the weights that
-  answer lam.
-  """
-  if method != 'stn':
-    return params
-  return response_lib.materialise(params, response, lam)

@@ -334,7 +334,12 @@ def num_features(layer: Layer) -> int:
 
 
 def materialise(params: Any, response: Response, h: jax.Array) -> Any:
-  """The weights W(h), b(h) of one h [n], as parameters of the plain model."""
+  """The weights W(h), b(h) of one h [n], as parameters of the plain model.
+
+  Where a layer's `__call__` alone uses them they make the network that the
+  interceptor makes. A table that another method reads too, as `nn.Embed` in
+  `attend`, answers there as well with these, and not with the interceptor.
+  """
 
   def answer(path, leaf):
     names = [str(entry.key) for entry in path]

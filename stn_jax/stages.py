@@ -41,7 +41,7 @@ def tune_stage(run: experiment.Setup, method: str) -> loop.Stage:
                                 _solver(config))
             if method == 'implicit'
             else tuner.make_round(problem, settings, optimizers)),
-      params=functools.partial(_handed_on, run, method),
+      params=functools.partial(_handed_on, method),
       batch=batch,
       state_spec=P())
 
@@ -55,12 +55,17 @@ def _solver(config):
       implicit.conjugate_gradient, num_steps=config.implicit_steps)
 
 
-def _handed_on(run, method, state):
-  """What a run saves for others: plain weights, and how it got there."""
+def _handed_on(method, state):
+  """What a run saves for others: its weights, and how it got there.
+
+  Delta-STN's weights are those of the plain model; STN's need their response
+  at lam.
+  """
   found = {
-      'params': experiment.answered_params(
-          run, method, state.params, state.response, state.lam),
-      'lam': state.lam, 'rho': state.rho, 'history': state.history}
+      'params': state.params, 'lam': state.lam, 'rho': state.rho,
+      'history': state.history}
+  if method == 'stn':
+    found['response'] = state.response
   # A checkpoint has no word for an empty tree.
   return found | ({'variables': state.variables} if state.variables else {})
 

@@ -104,9 +104,8 @@ def _tuned_rows(run, tuned, journal):
   def measure(found):
     figures = {}
     for part in ('valid', 'test'):
-      means = evaluate(found['params'], found.get('variables', {}), part)
       figures |= {f'{part}_{name}': metrics_lib.or_null(x)
-                  for name, x in means.items()}
+                  for name, x in evaluate(found, part).items()}
     return figures
 
   return {method: journal.get(method, lambda found=found: measure(found))

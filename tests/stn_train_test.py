@@ -6,6 +6,7 @@ import json
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -23,10 +24,12 @@ from stn_jax import baselines
 from stn_jax import compare
 from stn_jax import data
 from stn_jax import experiment
+from stn_jax import response
 from stn_jax import schedule
 from stn_jax import space
 from stn_jax import stages
 from stn_jax import train
+from stn_jax import tuner
 
 CONFIGS = {
     'digits': stn_digits, 'fashion': stn_fashion, 'ridge': stn_ridge,
@@ -213,22 +216,45 @@ def test_a_config_without_its_data_says_where_they_come_from(name, tmp_path):
     train.train_and_evaluate(config, str(tmp_path / 'run'))
 
 
-def test_a_language_model_is_tuned_by_the_same_stage(tmp_path):
+def language_run(tmp_path, num_valid):
+  """Of words that repeat in a circle of 30."""
   config = tiny('brown', tmp_path, **{'optimizer.lr': 0.1})
   words = [f'w{i}' for i in range(30)]
-  texts = {name: [words[i % 30] for i in range(n)]
-           for name, n in (('train', 600), ('valid', 301), ('test', 307))}
+  texts = {name: [words[i * step % 30] for i in range(n)] for name, n, step in (
+      ('train', 600, 1), ('valid', num_valid, 7), ('test', 307, 11))}
   dataset = data.language(texts, config.window_tokens)
-  run = experiment.Setup(
+  return experiment.Setup(
       config, dataset, experiment.make_problem(config, dataset.num_classes),
       lambda outputs, batch: {})
+
+
+def test_a_language_model_is_tuned_by_the_same_stage(tmp_path):
+  run = language_run(tmp_path, 301)
   stage = stages.tune_stage(run, 'delta_stn')
   state = jax.jit(stage.init)({})
   state, metrics = jax.jit(stage.step)(state, stage.batch(0), {})
   assert all(np.isfinite(float(x)) for x in metrics.values())
-  figures = experiment.make_evaluate(run)(
-      state.params, state.variables, 'test')
+  figures = experiment.make_evaluate(run)(stage.params(state), 'test')
   assert figures['perplexity'] == pytest.approx(30, rel=0.1)
+
+
+def test_what_is_measured_of_stn_is_the_network_that_it_trained(tmp_path):
+  """The embedding answers, and not where it decodes."""
+  run = language_run(tmp_path, 40)  # 8 streams of one window.
+  stage = stages.tune_stage(run, 'stn')
+  state = jax.jit(stage.init)({})
+  strong = jax.tree.map(lambda x: 5 * x, state.response)
+  state = state.replace(response=strong)
+  evaluate, found = experiment.make_evaluate(run), stage.params(state)
+  wanted, _ = jax.jit(lambda batch: tuner.validation_loss(
+      run.problem, 'stn', state.params, strong, state.variables, batch,
+      state.lam, jnp.zeros((8, len(state.lam))), jax.random.key(0)))(
+          stage.batch(0)['valid'])
+  assert evaluate(found, 'valid')['loss'] == pytest.approx(
+      float(wanted), rel=1e-5)
+  answered = response.materialise(state.params, strong, state.lam)
+  other = evaluate({**found, 'params': answered, 'response': {}}, 'valid')
+  assert abs(other['loss'] - wanted) > 1e-3
 
 
 @pytest.mark.parametrize('changes, message', [
