@@ -109,6 +109,24 @@ def limit_vocabulary(
           for split, tokens in texts.items()}
 
 
+def streams(
+    tokens: np.ndarray, batch_size: int, window: int,
+    field: str = 'batch_size',
+) -> np.ndarray:
+  """ids [N] -> [B, N // B], read side by side; the remainder is dropped.
+
+  Raises:
+    TextError: not one window of `window` tokens and its targets fits; names
+      the field that `batch_size` is of.
+  """
+  length = len(tokens) // batch_size
+  if length < window + 1:
+    raise TextError(
+        f'{len(tokens):,} tokens in {field}={batch_size} streams are '
+        f'{length} each, fewer than window_tokens={window} and a target')
+  return tokens[:length * batch_size].reshape(batch_size, length)
+
+
 def encode(
     texts: Mapping[str, list[str]]
 ) -> tuple[dict[str, np.ndarray], list[str]]:

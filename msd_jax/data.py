@@ -12,12 +12,12 @@ import ml_collections
 import numpy as np
 
 from core_jax import data as core_data
+from core_jax import idx
 from msd_jax import toy2d
 from msd_jax.formats import cifar10
 from msd_jax.formats import dmd2_lmdb
 from msd_jax.formats import edm_zip
 from msd_jax.formats import folder
-from msd_jax.formats import idx
 from msd_jax.formats import records
 from msd_jax.formats import source
 from msd_jax.formats import tfds

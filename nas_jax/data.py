@@ -144,24 +144,6 @@ def _encoded(texts):
   return Corpus(splits, len(words))
 
 
-def streams(
-    tokens: np.ndarray, batch_size: int, window: int,
-    field: str = 'batch_size',
-) -> np.ndarray:
-  """ids [n] -> [B, n // B], read side by side; the remainder is dropped.
-
-  Raises:
-    ValueError: not one window of `window` tokens and its targets fits; names
-      the field that `batch_size` is of.
-  """
-  length = len(tokens) // batch_size
-  if length < window + 1:
-    raise ValueError(
-        f'{len(tokens):,} tokens in {field}={batch_size} streams are '
-        f'{length} each, fewer than window_tokens={window} and a target')
-  return tokens[:length * batch_size].reshape(batch_size, length)
-
-
 def num_windows(streams: jax.Array, window: int) -> int:
   """How many windows of `window` tokens streams [B, L] have."""
   return (streams.shape[1] - 1) // window

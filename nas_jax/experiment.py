@@ -10,6 +10,7 @@ import ml_collections
 import numpy as np
 import optax
 
+from core_jax import text
 from nas_jax import child as child_lib
 from nas_jax import controller as controller_lib
 from nas_jax import darts
@@ -87,7 +88,7 @@ def setup(config: Config) -> Setup:
   space = make_space(config.space)
   corpus = data.load(config)
   child = child_lib.Child(space, corpus.vocab_size, **config.child)
-  rows = lambda split, field: data.streams(
+  rows = lambda split, field: text.streams(
       corpus.splits[split], config[field], config.window_tokens, field)
   return Setup(
       config, corpus, child,

@@ -3,25 +3,24 @@
 from collections.abc import Callable
 from collections.abc import Mapping
 import dataclasses
-import gzip
 import pathlib
-import zlib
 
 import ml_collections
 import numpy as np
 
+from core_jax import cifar10
 from core_jax import data as core_data
+from core_jax import idx
 from core_jax import text
 
 Arrays = Mapping[str, np.ndarray]
 
 FASHION_PATH = '/usr/share/datasets/fashion-mnist'  # Where Debian puts it.
 _CIFAR_IMAGES = 10_000  # In each of its files.
-_IDX_HEADER = {3: 16, 1: 8}  # Bytes, by number of dimensions.
+_COPIED_WORDS = 20  # Such a stretch of two texts is the same by no chance.
+_HASH_BASE = np.uint64(6364136223846793005)
 
-
-class DataError(ValueError):
-  """A data set that is absent, damaged or split so that nothing is learnt."""
+DataError = core_data.DataError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +63,10 @@ def _examples(parts: Mapping[str, Arrays], num_classes: int, seed: int):
   streams = {name: (seed * len(parts)) + i for i, name in enumerate(parts)}
 
   def batches(part, batch_size):
+    if len(sources[part]) < batch_size:
+      raise DataError(
+          f'the {part} set has {len(sources[part])} examples, fewer than '
+          f'batch_size={batch_size}')
     return core_data.make_batches(
         sources[part], batch_size, seed=streams[part])
 
@@ -106,6 +109,10 @@ def _split(images, labels, num_valid, seed, num_train=0):
   if not 0 <= num_valid < len(images):
     raise DataError(
         f'valid_examples={num_valid}, but there are {len(images)} examples')
+  if not 0 <= num_train <= len(images) - num_valid:
+    raise DataError(
+        f'train_examples={num_train}, but {len(images) - num_valid} are left '
+        'without those of validation; 0 takes them all')
   held, rest = order[:num_valid], order[num_valid:]
   rest = rest[:num_train or len(rest)]
   pick = lambda rows: {'image': images[rows], 'label': labels[rows]}
@@ -129,66 +136,49 @@ def _load_digits(config):
 
 def _load_fashion(config):
   """Fashion-MNIST from IDX files; validation held out of train."""
-  folder = pathlib.Path(config.data_path or FASHION_PATH)
-  if not folder.is_dir():
-    raise DataError(
-        f'no folder {str(folder)!r} with Fashion-MNIST: on Debian `apt-get '
-        'install dataset-fashion-mnist`, or name a folder with its four IDX '
-        'files by --config.data_path=FOLDER')
-  read = {}
-  for split, prefix in (('train', 'train'), ('test', 't10k')):
-    images = _read_idx(folder / f'{prefix}-images-idx3-ubyte.gz', 3)
-    labels = _read_idx(folder / f'{prefix}-labels-idx1-ubyte.gz', 1)
-    images = images.reshape(-1, 28, 28, 1).astype(np.float32) / 255
-    read[split] = images, labels.astype(np.int32)
+  folder = config.data_path or FASHION_PATH
+  read = {
+      split: _checked(*arrays, (28, 28, 1), f'{folder} ({split})')
+      for split, arrays in idx.read_folder(folder).items()}
   parts = _split(*read['train'], config.valid_examples, 0,
                  config.train_examples)
   parts['test'] = dict(zip(('image', 'label'), read['test'], strict=True))
   return _examples(parts, 10, config.seed)
 
 
-def _read_idx(path, num_dims):
-  """The bytes of a gzipped IDX file after its header."""
-  try:
-    content = gzip.decompress(path.read_bytes())
-  except (OSError, EOFError, zlib.error) as e:
-    raise DataError(f'{path}: cannot be read: {e}') from e
-  if content[:4] != bytes([0, 0, 8, num_dims]):
-    raise DataError(f'{path}: not an IDX file of {num_dims}-D bytes')
-  dims = np.frombuffer(content[4:_IDX_HEADER[num_dims]], '>u4')
-  values = np.frombuffer(content[_IDX_HEADER[num_dims]:], np.uint8)
-  if values.size != np.prod(dims):
-    raise DataError(f'{path}: {values.size} values, its header says {dims}')
-  return values
+def _checked(images, labels, shape, where):
+  """uint8 images and labels of ten classes -> float32 in [0, 1] and int32."""
+  if len(images) != len(labels):
+    raise DataError(f'{where}: {len(images)} images, but {len(labels)} labels')
+  if images.shape[1:] != shape:
+    raise DataError(f'{where}: images are {images.shape[1:]}, not {shape}')
+  labels = core_data.check_labels(labels, 10, where)
+  return images.astype(np.float32) / 255, labels
 
 
 def _load_cifar10(config):
   """CIFAR-10's binary batches; the last of train's five to validation."""
   folder = pathlib.Path(config.data_path)
-  files = [*(f'data_batch_{i}.bin' for i in range(1, 6)), 'test_batch.bin']
-  arrays = []
-  for name in files:
-    try:
-      content = np.frombuffer((folder / name).read_bytes(), np.uint8)
-    except OSError as e:
-      raise DataError(
-          f'{folder / name} cannot be read ({e}): give the folder '
-          'cifar-10-batches-bin by --config.data_path=FOLDER') from e
-    if content.size != _CIFAR_IMAGES * 3073:
-      raise DataError(
-          f'{folder / name} has {content.size / 3073:.1f} images; '
-          f'{_CIFAR_IMAGES:,} were expected')
-    arrays.append(content.reshape(_CIFAR_IMAGES, 3073))
-  rows = np.concatenate(arrays)
-  images = rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-  images = (images / np.float32(255)).astype(np.float32)
-  labels = rows[:, 0].astype(np.int32)
-  n = _CIFAR_IMAGES
-  cut = {'train': slice(0, 4 * n), 'valid': slice(4 * n, 5 * n),
-         'test': slice(5 * n, 6 * n)}
+  read = [_read_cifar10(folder / f'{name}.bin') for name in (
+      *(f'data_batch_{i}' for i in range(1, 6)), 'test_batch')]
+  pack = lambda several: dict(zip(('image', 'label'), (
+      np.concatenate(x) for x in zip(*several, strict=True)), strict=True))
   return _examples(
-      {name: {'image': images[s], 'label': labels[s]}
-       for name, s in cut.items()}, 10, config.seed)
+      {'train': pack(read[:4]), 'valid': pack(read[4:5]),
+       'test': pack(read[5:])}, 10, config.seed)
+
+
+def _read_cifar10(path):
+  try:
+    pixels, labels = cifar10.read_binary(path)
+  except DataError as e:
+    raise DataError(
+        f'{e}: give the folder cifar-10-batches-bin by '
+        '--config.data_path=FOLDER') from e
+  if len(labels) != _CIFAR_IMAGES:
+    raise DataError(
+        f'{path} has {len(labels)} images; {_CIFAR_IMAGES:,} were expected')
+  return _checked(cifar10.as_images(pixels), labels, cifar10.SHAPE, path)
 
 
 def regression(repeats: int = 1, seed: int = 0) -> Dataset:
@@ -215,18 +205,12 @@ def regression(repeats: int = 1, seed: int = 0) -> Dataset:
   return _examples(parts, 0, seed)
 
 
-def streams(tokens: np.ndarray, batch_size: int) -> np.ndarray:
-  """Cuts ids [N] into rows that follow one another, [B, N // B]."""
-  length = len(tokens) // batch_size
-  return tokens[:length * batch_size].reshape(batch_size, length)
-
-
 def _windows(tokens, batch_size, length):
   """The windows of all streams, in order: list of (tokens, targets, weight).
 
   The last one is filled up by repetition, with weight 0 there.
   """
-  rows = streams(tokens, batch_size)
+  rows = text.streams(tokens, batch_size, 1)
   found = []
   for start in range(0, rows.shape[1] - 1, length):
     index = np.arange(start, start + length)
@@ -247,20 +231,18 @@ def language(
   epoch is left out in training.
   """
   ids, words = text.encode(texts)
-  if len(ids['valid']) == len(ids['train']) and np.array_equal(
-      ids['valid'], ids['train']):
-    raise DataError('the validation text is the training text')
   for name, tokens in ids.items():
     if not len(tokens):
       raise DataError(f'the {name} text is empty')
+  _check_texts(ids['train'], ids['valid'])
 
   def batches(part, batch_size):
+    try:
+      text.streams(ids[part], batch_size, length)
+    except text.TextError as e:
+      raise DataError(f'{part}: {e}') from e
     windows = [w for w in _windows(ids[part], batch_size, length)
                if w['weight'].all()]
-    if not windows:
-      raise DataError(
-          f'{part}: {len(ids[part])} words are too few for {batch_size} '
-          f'streams of {length}')
     return lambda step: {
         name: x for name, x in windows[step % len(windows)].items()
         if name != 'weight'}
@@ -271,6 +253,28 @@ def language(
       len(words))
 
 
+def _check_texts(train, valid):
+  """Raises DataError where most of the validation text is in the other."""
+  length = min(_COPIED_WORDS, len(train), len(valid))
+  stretches = _hashes(valid, length)[::length]
+  shared = int(np.isin(stretches, _hashes(train, length)).sum())
+  if shared > len(stretches) // 2:
+    raise DataError(
+        f'{shared} of {len(stretches)} stretches of the validation text are '
+        'in the training text: tuning on it drives every regulariser to '
+        'nothing. Hold another text out')
+
+
+def _hashes(tokens, length):
+  """A number for each `length` words in a row: ids [N] -> uint64 [N - L + 1].
+  """
+  words, num = tokens.astype(np.uint64), len(tokens) - length + 1
+  found = np.zeros(num, np.uint64)
+  for i in range(length):
+    found = found * _HASH_BASE + words[i:i + num] + np.uint64(1)
+  return found
+
+
 def _load_brown(config):
   return language(text.read_brown(config.data_path), config.window_tokens)
 
@@ -278,6 +282,17 @@ def _load_brown(config):
 def _load_ptb(config):
   return language(text.read_ptb(config.data_path), config.window_tokens)
 
+
+_SPLIT = ('train_examples', 'valid_examples')
+_IMAGES = ('normalise', 'flip')
+# Data set -> what it is of, and the fields of a config that it needs.
+DATASETS = {
+    'brown': ('language', ('data_path', 'window_tokens')),
+    'cifar10': ('images', ('data_path', *_IMAGES)),
+    'digits': ('images', (*_SPLIT, *_IMAGES)),
+    'fashion': ('images', ('data_path', *_SPLIT, *_IMAGES)),
+    'ptb': ('language', ('data_path', 'window_tokens')),
+    'ridge': ('regression', ('repeats',))}
 
 _LOADERS = {
     'brown': _load_brown,

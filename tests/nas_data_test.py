@@ -62,7 +62,7 @@ def test_pythons_help_is_real_text():
 
 
 def test_windows_follow_one_another_and_share_one_token():
-  rows = jnp.asarray(data.streams(np.arange(23, dtype=np.int32), 2, 5))
+  rows = jnp.asarray(text.streams(np.arange(23, dtype=np.int32), 2, 5))
   assert rows.shape == (2, 11) and data.num_windows(rows, 5) == 2
   first, second = (data.take_window(rows, i, 5) for i in (0, 1))
   np.testing.assert_array_equal(first[:, 1], range(11, 17))
@@ -83,7 +83,7 @@ def test_streams_begin_at_zero_where_the_text_does_and_elsewhere_by_chance():
 @pytest.mark.parametrize('make, words', [
     (lambda: data.markov(1, 1, 1.0, 10, 10, 0), 'vocab_size=1'),
     (lambda: data.markov(4, 0, 1.0, 10, 10, 0), 'order=0'),
-    (lambda: data.streams(np.arange(50), 10, 5), 'are 5 each'),
+    (lambda: text.streams(np.arange(50), 10, 5), 'are 5 each'),
     (lambda: text.read_ptb('nowhere'), 'ptb.train.txt'),
 ])
 def test_what_cannot_be_read_is_said(make, words):

@@ -56,9 +56,11 @@ def test_the_parts_have_streams_of_their_own_and_a_whole_with_weights():
     ({'valid_examples': 0}, 'the valid set is empty: .* valid_examples'),
     ({'valid_examples': 5000}, 'valid_examples=5000, but there are 14'),
     ({'valid_examples': -1}, 'valid_examples=-1'),
+    ({'train_examples': -1300}, 'train_examples=-1300, but 11.. are left'),
+    ({'train_examples': 1200}, 'train_examples=1200, but 11.. are left'),
     ({'dataset': 'fashion', 'data_path': '/nowhere'}, "no folder '/nowhere'"),
     ({'dataset': 'cifar10', 'data_path': '/nowhere'},
-     '/nowhere/data_batch_1.bin cannot be read .*cifar-10-batches-bin')])
+     '/nowhere/data_batch_1.bin: cannot be read.*cifar-10-batches-bin')])
 def test_a_data_set_that_says_nothing_is_refused(fields, message):
   with pytest.raises(data.DataError, match=message):
     data.load(config(**fields))
@@ -79,12 +81,13 @@ def write_idx(path, values, lie=0):
   path.write_bytes(gzip.compress(head + values.astype(np.uint8).tobytes()))
 
 
-def write_fashion(folder, lie=0):
+def write_fashion(folder, lie=0, side=28, labels=lambda num: num % 10):
   for prefix, num, offset in (('train', 30, 0), ('t10k', 10, 50)):
-    pixels = np.zeros((num, 28, 28), np.uint8)
+    pixels = np.zeros((num, side, side), np.uint8)
     pixels[:, 3, 5] = np.arange(num) + offset
     write_idx(folder / f'{prefix}-images-idx3-ubyte.gz', pixels, lie)
-    write_idx(folder / f'{prefix}-labels-idx1-ubyte.gz', np.arange(num) % 10)
+    write_idx(folder / f'{prefix}-labels-idx1-ubyte.gz',
+              labels(np.arange(num)))
 
 
 def test_fashion_is_read_from_idx_files(tmp_path):
@@ -106,9 +109,27 @@ def test_a_damaged_idx_file_is_named(tmp_path):
   path.write_bytes(gzip.compress(b'something else'))
   with pytest.raises(data.DataError, match='train-images.*not an IDX file'):
     data.load(fields)
-  path.write_bytes(b'not compressed')
-  with pytest.raises(data.DataError, match='train-images.*cannot be read'):
+  path.write_bytes(b'\x1f\x8b cut short')
+  with pytest.raises(data.DataError, match='train-images.*damaged gzip'):
     data.load(fields)
+
+
+@pytest.mark.parametrize(('fields', 'message'), [
+    ({'side': 56}, r'\(train\): images are \(56, 56, 1\), not \(28, 28, 1\)'),
+    ({'labels': lambda num: num[:-1]}, r'\(train\): 30 images, but 29 labels'),
+    ({'labels': lambda num: num % 10 + 67 * (num == 3)},
+     r'\(train\): label 70 at index 3 is out of range; 10 classes')])
+def test_images_and_labels_that_do_not_fit_are_named(
+    fields, message, tmp_path):
+  write_fashion(tmp_path, **fields)
+  with pytest.raises(data.DataError, match=message):
+    data.load(config(dataset='fashion', data_path=str(tmp_path)))
+
+
+def test_a_part_smaller_than_a_batch_is_named():
+  with pytest.raises(
+      data.DataError, match='the valid set has 8 examples, .* batch_size=16'):
+    data.load(config(valid_examples=8)).batches('valid', 16)
 
 
 def test_cifar10_is_read_from_its_binary_batches(tmp_path, monkeypatch):
@@ -131,7 +152,7 @@ def test_cifar10_is_read_from_its_binary_batches(tmp_path, monkeypatch):
   assert parts['valid']['image'].shape == (300, 32, 32, 3)
   np.testing.assert_array_equal(parts['valid']['label'], (index + 4) % 10)
   (tmp_path / 'data_batch_2.bin').write_bytes(bytes(3073 * 3))
-  with pytest.raises(data.DataError, match='batch_2.bin has 3.0 images; 300'):
+  with pytest.raises(data.DataError, match='batch_2.bin has 3 images; 300'):
     data.load(fields)
 
 
@@ -150,7 +171,7 @@ def sentences(num):
 def test_windows_of_a_stream_follow_each_other():
   words = [f'w{i}' for i in range(40)]
   dataset = data.language(
-      {'train': words, 'valid': words[5:30], 'test': words[:9]}, 4)
+      {'train': words, 'valid': words[30:5:-1], 'test': words[:9]}, 4)
   ids = dataset.parts['train']['tokens']
   batch = dataset.batches('train', 2)
   np.testing.assert_array_equal(batch(0)['tokens'][1], ids[20:24])
@@ -166,8 +187,8 @@ def test_windows_of_a_stream_follow_each_other():
 
 def test_a_part_as_a_whole_counts_every_transition_once():
   words = [f'w{i}' for i in range(40)]
-  dataset = data.language({name: words[i:] for i, name in enumerate(
-      text.SPLITS)}, 4)
+  dataset = data.language(
+      {'train': words, 'valid': words[::-1], 'test': words[2:]}, 4)
   ids = dataset.parts['test']['tokens']
   whole = dataset.whole('test', 1)
   pairs = [(int(t), int(n)) for w in whole for t, n, k in zip(
@@ -177,14 +198,15 @@ def test_a_part_as_a_whole_counts_every_transition_once():
 
 
 def test_text_that_says_nothing_is_refused():
-  words = sentences(40)
-  with pytest.raises(data.DataError, match='is the training text'):
-    data.language({name: words for name in text.SPLITS}, 4)
+  words, other = sentences(40), ['cat', 'the'] * 3
+  for copied in (words, words[3:24]):
+    with pytest.raises(data.DataError, match='stretches of the validation'):
+      data.language({'train': words, 'valid': copied, 'test': words}, 4)
   with pytest.raises(data.DataError, match='the valid text is empty'):
     data.language({'train': words, 'valid': [], 'test': words}, 4)
   dataset = data.language(
-      {'train': words, 'valid': words[:6], 'test': words}, 4)
-  with pytest.raises(data.DataError, match='valid: 6 words are too few for 3'):
+      {'train': words, 'valid': other, 'test': words}, 4)
+  with pytest.raises(data.DataError, match='valid: 6 tokens in batch_size=3 '):
     dataset.batches('valid', 3)
 
 

@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 
+from core_jax import cifar10 as binary
 from msd_jax import torch_files
 from msd_jax.formats import source
 
@@ -14,7 +15,6 @@ CLASSES = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog',
            'horse', 'ship', 'truck')
 _BATCHES = {'train': [f'data_batch_{i}' for i in range(1, 6)],
             'test': ['test_batch']}
-_NUM_VALUES = 3 * 32 * 32  # Channels, rows, columns.
 _BINARY = '.bin'
 
 
@@ -27,7 +27,7 @@ def read(folder: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
   Raises:
     DataError: a batch is missing, damaged, or a pickle with code.
   """
-  readers = {'': _read_python, _BINARY: _read_binary}
+  readers = {'': _read_python, _BINARY: binary.read_binary}
   first = os.path.join(folder, _BATCHES['train'][0])
   found = [suffix for suffix in readers if os.path.isfile(first + suffix)]
   if not found:
@@ -41,23 +41,8 @@ def read(folder: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
                for name in names]
     pixels, labels = (np.concatenate(part)
                       for part in zip(*batches, strict=True))
-    images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    splits[split] = np.ascontiguousarray(images), labels
+    splits[split] = binary.as_images(pixels), labels
   return splits
-
-
-def _read_binary(path):
-  """Records of a label and 3,072 values."""
-  try:
-    data = np.fromfile(path, np.uint8)
-  except OSError as error:
-    raise source.DataError(f'{path}: cannot be read: {error}') from error
-  if not data.size or data.size % (1 + _NUM_VALUES):
-    raise source.DataError(
-        f'{path}: cut short: {data.size} bytes are not a number of records of '
-        f'{1 + _NUM_VALUES}')
-  records = data.reshape(-1, 1 + _NUM_VALUES)
-  return records[:, 1:], records[:, 0].astype(np.int64)
 
 
 def _read_python(path):
@@ -69,7 +54,7 @@ def _read_python(path):
   try:
     pixels, labels = batch[b'data'].value, np.asarray(batch[b'labels'])
     good = (pixels.dtype == np.uint8 and pixels.shape ==
-            (len(labels), _NUM_VALUES) and labels.dtype.kind == 'i')
+            (len(labels), binary.NUM_VALUES) and labels.dtype.kind == 'i')
   except (AttributeError, KeyError, TypeError, ValueError):
     good = False
   if not good:

@@ -15,22 +15,8 @@ import PIL.Image
 
 from core_jax import data as core_data
 
-
-class DataError(ValueError):
-  """A data set that is absent, damaged or not what it claims to be."""
-
-
-def check_labels(
-    labels: np.ndarray, num_classes: int, where: str
-) -> np.ndarray:
-  """Returns labels [N] as int32, or raises DataError at the first bad one."""
-  labels = np.asarray(labels)
-  bad = np.flatnonzero((labels < 0) | (labels >= num_classes))
-  if bad.size:
-    raise DataError(
-        f'{where}: label {labels[bad[0]]} at index {bad[0]} is out of range; '
-        f'{num_classes} classes have labels 0..{num_classes - 1}')
-  return labels.astype(np.int32)
+DataError = core_data.DataError
+check_labels = core_data.check_labels
 
 
 def extra(module: str, name: str) -> Any:

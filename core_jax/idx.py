@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 
-from msd_jax.formats import source
+from core_jax import data
 
 _UINT8 = 0x08
 _GZIP_MAGIC = b'\x1f\x8b'
@@ -17,11 +17,10 @@ def read_folder(
     folder: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
   """Reads the four files of (Fashion-)MNIST: split -> (images, labels)."""
   if not os.path.isdir(folder):
-    raise source.DataError(
+    raise data.DataError(
         f'no folder {folder!r} with Fashion-MNIST: on Debian '
         '`apt-get install dataset-fashion-mnist`, or name a folder that holds '
-        'its four IDX files with --config.data_path=FOLDER, or a prepared '
-        'TFDS data set with --config.data_path=tfds:fashion_mnist')
+        'its four IDX files with --config.data_path=FOLDER')
   splits = {}
   for split, prefix in (('train', 'train'), ('test', 't10k')):
     images = read_idx(_path(folder, f'{prefix}-images-idx3-ubyte'), 3)
@@ -36,7 +35,7 @@ def _path(folder, name):
     path = os.path.join(folder, candidate)
     if os.path.isfile(path):
       return path
-  raise source.DataError(f'no file {name}.gz in {folder!r}')
+  raise data.DataError(f'no file {name}.gz in {folder!r}')
 
 
 def read_idx(path: str, num_dims: int) -> np.ndarray:
@@ -62,20 +61,20 @@ def read_idx(path: str, num_dims: int) -> np.ndarray:
       header = file.read(4 + 4 * num_dims)
       magic = bytes([0, 0, _UINT8, num_dims])
       if header[:4] != magic:
-        raise source.DataError(
+        raise data.DataError(
             f'{path}: not an IDX file of {num_dims}-dimensional uint8: it '
             f'begins with {header[:4].hex() or "nothing"}, not {magic.hex()}')
       if len(header) < 4 + 4 * num_dims:
-        raise source.DataError(f'{path}: truncated within its header')
+        raise data.DataError(f'{path}: truncated within its header')
       dims = tuple(int(dim) for dim in np.frombuffer(header[4:], '>u4'))
       values = file.read()
   except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-    raise source.DataError(
+    raise data.DataError(
         f'{path}: truncated or damaged gzip: {error}') from error
   except OSError as error:
-    raise source.DataError(f'{path}: cannot be read: {error}') from error
+    raise data.DataError(f'{path}: cannot be read: {error}') from error
   if len(values) != math.prod(dims):
-    raise source.DataError(
+    raise data.DataError(
         f'{path}: its header says {dims}, {math.prod(dims)} values, but '
         f'{len(values)} follow')
   return np.frombuffer(values, np.uint8).reshape(dims)
