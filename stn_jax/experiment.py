@@ -12,6 +12,7 @@ import ml_collections
 import numpy as np
 import optax
 
+from stn_jax import checks
 from stn_jax import data
 from stn_jax import models
 from stn_jax import problem as problem_lib
@@ -56,10 +57,16 @@ def setup(config: Config) -> Setup:
   """Reads the data, builds the problem, and checks the config.
 
   Raises:
-    DataError, SpaceError: the first thing that does not fit, by name.
+    DataError, SpaceError, ValueError: the first thing that does not fit, by
+      name.
   """
-  space_lib.check(make_space(config.space))
+  space = make_space(config.space)
+  space_lib.check(space)
+  checks.check(config)
   dataset = data.load(config)
+  if _kind(config) == 'images':
+    checks.check_augmentation(
+        space, dataset.parts['train']['image'].shape[-1])
   return Setup(
       config, dataset, make_problem(config, dataset.num_classes),
       _MEASURES[_kind(config)])
@@ -67,14 +74,13 @@ def setup(config: Config) -> Setup:
 
 def make_problem(config: Config, num_classes: int) -> problem_lib.Problem:
   """The problem of a config whose data have so many classes, or words."""
-  make = {'language': _language, 'regression': _regression}.get(
-      _kind(config), _images)
-  return make(config, num_classes, make_space(config.space))
+  make = {'language': _language, 'regression': _regression,
+          'images': _images}
+  return make[_kind(config)](config, num_classes, make_space(config.space))
 
 
 def _kind(config):
-  return {'lstm': 'language', 'linear': 'regression'}.get(
-      config.model.kind, 'images')
+  return checks.MODELS[config.model.kind][0]
 
 
 def make_space(fields: Mapping[str, Any]) -> space_lib.Space:
@@ -99,22 +105,15 @@ def make_space(fields: Mapping[str, Any]) -> space_lib.Space:
 
 def _build(config, num_classes) -> nn.Module:
   """The module of config.model."""
-  fields = dict(config)
-  kind = fields.pop('kind')
-  match kind:
+  match config.kind:
     case 'mlp':
-      return models.MLP(tuple(fields['widths']), num_classes)
+      return models.MLP(tuple(config.widths), num_classes)
     case 'simple_cnn':
-      return models.SimpleCNN(num_classes, tuple(fields['channels']))
-    case 'alexnet':
-      return models.AlexNet(num_classes)
-    case 'vgg16':
-      return models.VGG16(num_classes)
+      return models.SimpleCNN(num_classes, tuple(config.channels))
     case 'resnet18':
-      return models.ResNet18(num_classes, fields['width'])
-  raise ValueError(
-      f'model.kind={kind!r}; there are mlp, simple_cnn, alexnet, vgg16, '
-      'resnet18, lstm, linear')
+      return models.ResNet18(num_classes, config.width)
+  return {'alexnet': models.AlexNet, 'vgg16': models.VGG16}[config.kind](
+      num_classes)
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -130,15 +129,11 @@ def _images(config, num_classes, space):
 
   def forward(apply, batch, hypers, key):
     images = batch['image']
-    keys = dict(zip((*_COLOUR, 'affine', 'cutout', 'flip', 'input_dropout',
-                     'input_scale'), jax.random.split(key, 9), strict=True))
+    keys = dict(zip((*_COLOUR, 'affine', 'cutout', 'input_dropout',
+                     'input_scale'), jax.random.split(key, 8), strict=True))
     normalised = lambda x: (x - mean) / std
     if hypers is None:
       return apply(normalised(images), train=False)
-    if config.flip:
-      flip = jax.random.bernoulli(keys['flip'], 0.5, images.shape[:1])
-      images = jnp.where(
-          flip[:, None, None, None], images[:, :, ::-1], images)
     if set(_AFFINE) & set(space):
       none = jnp.zeros(images.shape[0])
       images = regularize.affine(keys['affine'], images, **{
@@ -275,19 +270,34 @@ def make_optimizers(config: Config) -> tuner.Optimizers:
 
 
 def round_batch(run: Setup):
-  """round -> {'train': fields [B, T, ...], 'valid': fields [B, ...]}."""
+  """round -> {'train': fields [B, T, ...], 'valid': fields [B, ...]}.
+
+  Flips are drawn here, once for a batch: both passes of Delta-STN see the
+  same images.
+  """
   config = run.config
   train = run.dataset.batches('train', config.batch_size)
   valid = run.dataset.batches('valid', config.batch_size)
   updates = config.updates_per_round
 
   def batch(step):
-    several = [train(step * updates + i) for i in range(updates)]
+    several = [train(i) for i in range(step * updates, (step + 1) * updates)]
+    if config.get('flip', False):
+      several = [_flipped(x, (config.seed, step * updates + i))
+                 for i, x in enumerate(several)]
     return {
         'train': jax.tree.map(lambda *x: np.stack(x, axis=1), *several),
         'valid': valid(step)}
 
   return batch
+
+
+def _flipped(batch, seed):
+  """A batch with each image mirrored, or not, by a fair coin."""
+  images = batch['image']
+  flip = np.random.default_rng(seed).random(len(images)) < 0.5
+  return {**batch, 'image': np.where(
+      flip[:, None, None, None], images[:, :, ::-1], images)}
 
 
 def make_evaluate(run: Setup):
@@ -323,13 +333,13 @@ def make_evaluate(run: Setup):
     answer = weights.get('response', {}), weights.get('lam')
     # A stream starts from nothing.
     variables = dict(weights.get('variables', {}))
-    if tuner.CARRY in variables:
-      variables[tuner.CARRY] = jax.tree.map(
-          jnp.zeros_like, variables[tuner.CARRY])
+    if problem_lib.CARRY in variables:
+      variables[problem_lib.CARRY] = jax.tree.map(
+          jnp.zeros_like, variables[problem_lib.CARRY])
     for batch in run.dataset.whole(part, run.config.batch_size):
       sums, after = one(weights['params'], answer, variables, batch)
-      if tuner.CARRY in variables:
-        variables[tuner.CARRY] = after[tuner.CARRY]
+      if problem_lib.CARRY in variables:
+        variables[problem_lib.CARRY] = after[problem_lib.CARRY]
       weight += float(np.sum(batch['weight']))
       for name, value in sums.items():
         totals[name] = totals.get(name, 0.0) + float(value)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from stn_jax import diagnostics
 from stn_jax import problem as problem_lib
 from stn_jax import space as space_lib
 from stn_jax import tuner
@@ -123,6 +124,7 @@ def make_round(
 
   def step(state, batch, frozen):
     del frozen
+    tuner.check_batch(state, batch)
     key = jax.random.fold_in(state.key, state.step)
     state = state.replace(
         history=state.history.at[state.step].set(state.lam))
@@ -137,13 +139,13 @@ def make_round(
         problem, state.variables, batch['valid'], key)
     lam_grad = space_lib.tuned(problem.space) * hypergradient(
         train_loss, valid_loss, state.params, state.lam, solve)
-    state = tuner.move(
+    state, moved = tuner.move(
         problem, settings, optimizers, state,
         {'lam': lam_grad, 'rho': jnp.zeros_like(state.rho)})
     return state.replace(step=state.step + 1), {
         'train_loss': jnp.mean(jnp.stack(losses)),
         'valid_loss': valid_loss(state.params),
         'hypergradient_norm': optax.tree.norm(lam_grad),
-        **tuner.describe(problem, state)}
+        **moved, **diagnostics.describe(problem, state)}
 
   return step

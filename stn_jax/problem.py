@@ -14,6 +14,9 @@ from stn_jax import regularize
 from stn_jax import response as response_lib
 from stn_jax import space as space_lib
 
+# The collection that follows a stream, and so is one for each of the streams.
+CARRY = 'carry'
+
 Batch = Mapping[str, jax.Array]
 Hypers = Mapping[str, jax.Array]
 
@@ -30,6 +33,8 @@ class Problem:
       training and None in evaluation, where nothing may be regularised.
       Delta-STN linearises the outputs, not the loss: give what the loss is
       convex in (logits, activations), and square or exponentiate in the loss.
+      The model's other collections follow the first call of `apply`: a call
+      inside a derivative, as of a Jacobian, comes after a plain one.
     loss: (outputs, batch, hypers) -> nats [B]; hypers as above.
     dropout: path of an `nn.Dropout` in the model -> the hyperparameter that
       is its rate, one for each example.
@@ -49,16 +54,27 @@ class Problem:
       dataclasses.field(default_factory=lambda: response_lib.HANDLERS))
 
 
-class _Reader(dict):
-  """Notes which hyperparameters are read."""
+class _Reader(Mapping):
+  """Notes which hyperparameters are read, one by one or all at once."""
 
   def __init__(self, values):
-    super().__init__(values)
-    self.read = set()
+    self._values, self.read = values, set()
 
   def __getitem__(self, name):
+    value = self._values[name]
     self.read.add(name)
-    return super().__getitem__(name)
+    return value
+
+  def __iter__(self):
+    return iter(self._values)
+
+  def __len__(self):
+    return len(self._values)
+
+
+jax.tree_util.register_pytree_node(
+    _Reader, lambda reader: (list(reader.values()), tuple(reader)),
+    lambda names, values: dict(zip(names, values, strict=True)))
 
 
 def run_model(
@@ -91,9 +107,10 @@ def run_model(
     nonlocal after
     with nn.intercept_methods(response_lib.interceptor(
         response, perturbation, dropout, problem.handlers)):
-      outputs, after = problem.model.apply(
+      outputs, found = problem.model.apply(
           {'params': params, **variables}, *args,
           rngs={'dropout': model_key}, mutable=list(variables), **kwargs)
+    after = found if after is variables else after
     return outputs
 
   return problem.forward(apply, batch, hypers, forward_key), after
@@ -135,8 +152,9 @@ def make_init_variables(
 
     def apply(*args, **kwargs):
       nonlocal variables
-      outputs, variables = problem.model.init_with_output(
+      outputs, found = problem.model.init_with_output(
           {'params': params_key, 'dropout': dropout_key}, *args, **kwargs)
+      variables = variables or found
       return outputs
 
     batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)

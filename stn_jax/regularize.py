@@ -36,9 +36,10 @@ def dropout(
   chex.assert_shape(rate, (x.shape[0],))
   shape = [1 if axis in {a % x.ndim for a in shared_axes} else size
            for axis, size in enumerate(x.shape)]
-  keep = 1 - _per_example(rate, x).astype(x.dtype)
-  mask = jax.random.uniform(key, shape, x.dtype) < keep
-  return jnp.where(mask, x / keep, 0)
+  keep = 1 - _per_example(rate, x)
+  # Not in x's bits: of bfloat16's, few are below a small rate.
+  mask = jax.random.uniform(key, shape) < keep
+  return jnp.where(mask, x / keep.astype(x.dtype), 0)
 
 
 def dropconnect_mask(

@@ -60,6 +60,11 @@ class Layer(NamedTuple):
   has_bias: bool
 
 
+# (module, own, perturbation, next_fun, args, kwargs) -> the answered output.
+# `module` is bound; `own` its response, see `terms`; `next_fun` the plain
+# layer. It has a parameter 'kernel' or 'embedding' whose last axes are the
+# output features, perhaps a 'bias' of these, and the attributes `features`,
+# `param_dtype`, and `kernel_init` or `embedding_init`.
 Handler = Callable[..., Any]
 
 
@@ -100,7 +105,7 @@ def gates(
 def scaled(
     gate: jax.Array, value: jax.Array, perturbation: Perturbation
 ) -> jax.Array:
-  """gate [B, F] * value [B, ..., *features], F their product."""
+  """gate [B, F] * value [B, ..., *features], F their product; as `value`."""
   num_features = gate.shape[-1]
   features, size = [], 1
   for dim in reversed(value.shape):
@@ -110,6 +115,7 @@ def scaled(
     features.insert(0, dim)
   middle = value.ndim - 1 - len(features)
   gate = gate.reshape(gate.shape[0], *(1,) * middle, *features)
+  gate = gate.astype(value.dtype)  # Of a layer in bfloat16, say.
   return (_zero_product if perturbation.centred else jnp.multiply)(gate, value)
 
 
@@ -136,7 +142,8 @@ def embedding(module, own, perturbation, next_fun, args, kwargs):
   _check_rows(module, y, perturbation)
   for term in terms(own):
     gate, _ = gates(term, perturbation)
-    value = jnp.take(term['kernel'], args[0], axis=0).astype(y.dtype)
+    tokens = args[0] if args else kwargs['inputs']
+    value = jnp.take(term['kernel'], tokens, axis=0).astype(y.dtype)
     y = y + scaled(gate, value, perturbation)
   return y
 
@@ -213,8 +220,9 @@ def find_layers(
     path = '/'.join(module.path)
     kinds[path] = type(module)
     if context.method_name == '__call__' and type(module) in handlers:
-      own = module.variables['params']
+      own = module.variables.get('params', {})
       kernel = own.get('kernel', own.get('embedding'))
+      _check_handled(module, kernel, own)
       found[path] = Layer(
           module.clone(parent=None), kernel.shape, 'bias' in own)
     return y
@@ -229,6 +237,21 @@ def find_layers(
     _check_leaf(names, leaf, found, kinds, tuple(without_response))
   return {path: layer for path, layer in found.items()
           if not _excluded(path, tuple(without_response))}
+
+
+def _check_handled(module, kernel, own):
+  """Raises LayerError for a layer that is not as `Handler` has it."""
+  embeds = 'embedding' in own
+  wanted = ('features', 'param_dtype',
+            'embedding_init' if embeds else 'kernel_init')
+  lacks = [name for name in wanted if not hasattr(module, name)]
+  if kernel is None:
+    lacks.insert(0, "a parameter 'kernel' or 'embedding'")
+  if lacks:
+    raise LayerError(
+        f'{_name(module.path)}, a {type(module).__name__} with a handler, has '
+        f'the parameters {sorted(own)} and lacks {", ".join(lacks)}: see '
+        'stn_jax.response.Handler')
 
 
 def _excluded(path, without_response):
@@ -304,17 +327,20 @@ def _init_layer(key, layer, n, bottleneck_std):
   kernel_key, bias_key, bottleneck_key = jax.random.split(key, 3)
   module, shape = layer.module, layer.kernel_shape
   features = num_features(layer)
-  if isinstance(module, nn.Embed):
+  if hasattr(module, 'embedding_init'):
     kernel = module.embedding_init(kernel_key, shape, module.param_dtype)
   else:
     flat = (math.prod(shape) // features, features)
     kernel = module.kernel_init(
         kernel_key, shape if isinstance(module, nn.Conv) else flat,
         module.param_dtype).reshape(shape)
-  own = {'kernel': kernel}
-  if layer.has_bias:
-    # Not the layer's own, often zero: C and b_r would both stay there.
-    bound = math.sqrt(features / math.prod(shape))  # 1 / sqrt(fan_in)
+  # Zeros with a gate of zero would both stay there.
+  bound = math.sqrt(features / math.prod(shape))  # 1 / sqrt(fan_in)
+  drawn = jax.random.uniform(
+      jax.random.fold_in(kernel_key, 1), shape, module.param_dtype,
+      -bound, bound)
+  own = {'kernel': jnp.where(jnp.any(kernel != 0), kernel, drawn)}
+  if layer.has_bias:  # Not as the layer's own, which is often zero.
     feature_shape = _feature_shape(module)
     own['bias'] = jax.random.uniform(
         bias_key, feature_shape, module.param_dtype, -bound, bound)

@@ -111,7 +111,14 @@ def check(space: Space) -> None:
           f'{name!r} cannot be tuned: it does not move the minimum of the '
           'training loss, so no best response carries its gradient. Tune it '
           'by search (see stn_jax.baselines) or give it a schedule')
+    if not name.isidentifier() or name == 'step':
+      raise SpaceError(
+          f"{name!r} cannot head a column of a schedule, whose first is "
+          "'step': take letters, digits and _")
     kind = _kind(h)
+    if h.whole and not math.isfinite(h.high - h.low):
+      raise SpaceError(
+          f'{name}: an integer needs two ends, not ({h.low}, {h.high})')
     if kind == 'bounded' and not math.isfinite(h.high - h.low) or (
         kind == 'positive' and h.low):
       raise SpaceError(

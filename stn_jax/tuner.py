@@ -18,20 +18,18 @@ import dataclasses
 from typing import Any
 from typing import NamedTuple
 
-import chex
 from flax import struct
 import jax
 import jax.numpy as jnp
 import optax
 
+from stn_jax import diagnostics
+from stn_jax import losses as losses_lib
 from stn_jax import problem as problem_lib
 from stn_jax import response as response_lib
 from stn_jax import space as space_lib
 
 METHODS = ('delta_stn', 'stn', 'implicit')
-
-# The collection that follows a stream, and so is one for each of the streams.
-CARRY = 'carry'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +61,11 @@ class Settings:
     if self.method not in METHODS:
       raise ValueError(
           f'method={self.method!r}; there are {", ".join(METHODS)}')
+    for name, least in (
+        ('rank', 1), ('entropy_weight', 0), ('warmup_rounds', 0)):
+      if not getattr(self, name) >= least:
+        raise ValueError(
+            f'{name}={getattr(self, name)}: give {least} or more')
 
 
 class Optimizers(NamedTuple):
@@ -129,69 +132,6 @@ def plain_update(
   return optax.apply_updates(params, updates), opt_state, variables, loss
 
 
-def linearised_loss(
-    problem: problem_lib.Problem, params: Any, response: Any, variables: Any,
-    batch: problem_lib.Batch, lam: jax.Array, eps: jax.Array, key: jax.Array,
-) -> jax.Array:
-  """f at lam + eps of the network linearised in Theta eps (Delta-STN, 4.3).
-
-  Penalties of the weights need no linearisation: weights are affine in eps.
-  """
-  hypers = space_lib.constrain(problem.space, lam[None] + eps)
-
-  def outputs_at(h):
-    return problem_lib.run_model(
-        problem, params, response, variables, batch, hypers,
-        response_lib.Perturbation(h, centred=True), key)[0]
-
-  outputs, tangents = jax.jvp(outputs_at, (jnp.zeros_like(eps),), (eps,))
-  linearised = jax.tree.map(
-      lambda y, dy: y + dy if jnp.issubdtype(y.dtype, jnp.inexact) else y,
-      outputs, tangents)
-  return problem_lib.training_loss(
-      problem, linearised, params, response, batch, hypers,
-      response_lib.Perturbation(eps))
-
-
-def perturbed_loss(
-    problem: problem_lib.Problem, params: Any, response: Any, variables: Any,
-    batch: problem_lib.Batch, lam: jax.Array, eps: jax.Array, h: jax.Array,
-    key: jax.Array,
-) -> tuple[jax.Array, Any]:
-  """f at lam + eps with the weights that answer h; (loss, variables)."""
-  hypers = space_lib.constrain(problem.space, lam[None] + eps)
-  perturbation = response_lib.Perturbation(h)
-  outputs, after = problem_lib.run_model(
-      problem, params, response, variables, batch, hypers, perturbation, key)
-  return problem_lib.training_loss(
-      problem, outputs, params, response, batch, hypers, perturbation), after
-
-
-def answered(method: str, lam: jax.Array, eps: jax.Array) -> jax.Array:
-  """h [B, n], what the layers see at lam + eps.
-
-  STN's response is a function of lam itself; Delta-STN's of the distance to
-  the present lam, zero in value but not in gradient.
-  """
-  if method == 'stn':
-    return lam[None] + eps
-  return (lam - jax.lax.stop_gradient(lam))[None] + eps
-
-
-def validation_loss(
-    problem: problem_lib.Problem, method: str, params: Any, response: Any,
-    variables: Any, batch: problem_lib.Batch, lam: jax.Array, eps: jax.Array,
-    key: jax.Array,
-) -> tuple[jax.Array, Any]:
-  """F at the weights that answer lam + eps; (nats, the carry after it)."""
-  outputs, after = problem_lib.run_model(
-      problem, params, response, variables, batch, None,
-      response_lib.Perturbation(answered(method, lam, eps)), key)
-  losses = problem.loss(outputs, batch, None)
-  chex.assert_rank(losses, 1)
-  return jnp.mean(losses), after.get(CARRY, {})
-
-
 def _delta_stn_update(problem, optimizers, state, batch, key):
   """The weights at lam, then the response around it (Delta-STN, alg. 1)."""
   plain_key, response_key, eps_key = jax.random.split(key, 3)
@@ -203,7 +143,7 @@ def _delta_stn_update(problem, optimizers, state, batch, key):
   eps = space_lib.perturbation(
       eps_key, problem.space, state.rho, problem_lib.num_examples(batch))
   response_loss, grads = jax.value_and_grad(
-      lambda response: linearised_loss(
+      lambda response: losses_lib.linearised_loss(
           problem, params, response, state.variables, batch, state.lam, eps,
           response_key))(state.response)
   updates, opt_response = optimizers.response.update(
@@ -222,9 +162,10 @@ def _stn_update(problem, optimizers, state, batch, key):
       eps_key, problem.space, state.rho, problem_lib.num_examples(batch))
   both = {'params': state.params, 'response': state.response}
   (loss, variables), grads = jax.value_and_grad(
-      lambda w: perturbed_loss(
+      lambda w: losses_lib.perturbed_loss(
           problem, w['params'], w['response'], state.variables, batch,
-          state.lam, eps, answered('stn', state.lam, eps), model_key),
+          state.lam, eps, losses_lib.answered('stn', state.lam, eps),
+          model_key),
       has_aux=True)(both)
   updates, opt_params = optimizers.params.update(
       grads, state.opt_params, both)
@@ -254,15 +195,15 @@ def hypergradient(
   """
   eps_key, model_key = jax.random.split(key)
   variables = {**state.variables}
-  if CARRY in variables:
-    variables[CARRY] = state.valid_carry
+  if problem_lib.CARRY in variables:
+    variables[problem_lib.CARRY] = state.valid_carry
 
   def objective(hyper):
     eps = jnp.zeros((problem_lib.num_examples(batch), len(problem.space)))
     if settings.tune_scales:
       eps = space_lib.perturbation(
           eps_key, problem.space, hyper['rho'], problem_lib.num_examples(batch))
-    loss, carry = validation_loss(
+    loss, carry = losses_lib.validation_loss(
         problem, settings.method, state.params, state.response, variables,
         batch, hyper['lam'], eps, model_key)
     surprise = space_lib.entropy(problem.space, hyper['rho'])
@@ -285,64 +226,37 @@ def validation_update(
   metrics = {'valid_loss': loss,
              'hypergradient_norm': optax.tree.norm(grads['lam'])}
   if settings.tune_scales and settings.entropy_weight:
-    metrics |= sigma_balance(problem, settings, state.rho, grads['rho'])
-  state = move(problem, settings, optimizers, state, grads)
-  return state.replace(valid_carry=carry), metrics
-
-
-def sigma_balance(
-    problem: problem_lib.Problem, settings: Settings, rho: jax.Array,
-    grad: jax.Array,
-) -> dict[str, jax.Array]:
-  """sigma dF/dsigma / tau of each hyperparameter, in the mean 1 at rest.
-
-  Below 1 sigma grows: the validation loss curves less than the entropy
-  asks for (sigma^2 = tau / curvature at rest, of a quadratic). `grad` is
-  that of F - tau H by rho.
-  """
-  sigma = space_lib.sigma(rho)
-  by_sigma = grad / jax.nn.sigmoid(rho)
-  balance = 1 + sigma * by_sigma / settings.entropy_weight
-  return {f'sigma_balance/{name}': balance[i]
-          for i, (name, h) in enumerate(problem.space.items()) if h.tuned}
+    metrics |= diagnostics.sigma_balance(
+        problem, settings.entropy_weight, state.rho, grads['rho'])
+  state, moved = move(problem, settings, optimizers, state, grads)
+  return state.replace(valid_carry=carry), metrics | moved
 
 
 def move(
     problem: problem_lib.Problem, settings: Settings, optimizers: Optimizers,
     state: State, grads: dict[str, jax.Array],
-) -> State:
-  """Moves (lam, rho) against their gradients, once the warm-up is over."""
+) -> tuple[State, dict[str, jax.Array]]:
+  """Moves (lam, rho) against their gradients, once the warm-up is over.
+
+  They rest, and so does their optimizer, where a gradient is not finite:
+  `hypergradient_skipped` is 1 then. What is not tuned rests whatever the
+  optimizer says, which may have a decay.
+  """
   hyper = {'lam': state.lam, 'rho': state.rho}
+  mask = space_lib.tuned(problem.space)
+  by_scale = settings.tune_scales and settings.method != 'implicit'
   updates, opt_hyper = optimizers.hyper.update(grads, state.opt_hyper, hyper)
-  moved = optax.apply_updates(hyper, updates)
+  moved = optax.apply_updates(hyper, {
+      'lam': updates['lam'] * mask, 'rho': updates['rho'] * mask * by_scale})
   lam, rho = space_lib.clamp(problem.space, moved['lam'], moved['rho'])
-  warm = state.step >= settings.warmup_rounds
+  finite = jnp.all(jnp.isfinite(jnp.stack([grads['lam'], grads['rho']])))
+  free = finite & (state.step >= settings.warmup_rounds)
   keep = lambda new, old: jax.tree.map(
-      lambda a, b: jnp.where(warm, a, b), new, old)
+      lambda a, b: jnp.where(free, a, b), new, old)
   return state.replace(
       lam=keep(lam, state.lam), rho=keep(rho, state.rho),
-      opt_hyper=keep(opt_hyper, state.opt_hyper))
-
-
-def response_quality(
-    problem: problem_lib.Problem, method: str, state: State,
-    batch: problem_lib.Batch, key: jax.Array,
-) -> dict[str, jax.Array]:
-  """How much the response takes off the training loss at perturbed lam.
-
-  Gain, nats: of the loss at (lam + eps) with the weights of lam, over that
-  with the weights that answer; as the linearised network predicts it, and as
-  it is. Where both agree and are positive, the response is to be trusted.
-  """
-  eps_key, model_key = jax.random.split(key)
-  eps = space_lib.perturbation(
-      eps_key, problem.space, state.rho, problem_lib.num_examples(batch))
-  at = lambda h: perturbed_loss(
-      problem, state.params, state.response, state.variables, batch,
-      state.lam, eps, h, model_key)[0]
-  centre = answered(method, state.lam, jnp.zeros_like(eps))
-  still, slope = jax.jvp(at, (centre,), (eps,))
-  return {'predicted_gain': -slope, 'actual_gain': still - at(centre + eps)}
+      opt_hyper=keep(opt_hyper, state.opt_hyper)), {
+          'hypergradient_skipped': 1.0 - finite}
 
 
 def make_init(
@@ -360,13 +274,22 @@ def make_init(
     seed: of weights and draws.
 
   Raises:
-    SpaceError, LayerError: at once, before anything is computed.
+    SpaceError, LayerError, ValueError: at once, before anything is computed.
   """
   space_lib.check(problem.space)
+  if settings.warmup_rounds >= num_rounds:
+    raise ValueError(
+        f'warmup_rounds={settings.warmup_rounds} leaves no round of '
+        f'num_rounds={num_rounds} in which a hyperparameter moves')
   init_variables = problem_lib.make_init_variables(problem, example)
   layers = {} if settings.method == 'implicit' else response_lib.find_layers(
       lambda: init_variables(jax.random.key(0)), problem.handlers,
       problem.without_response)
+  if not layers and settings.method != 'implicit':
+    raise response_lib.LayerError(
+        'no layer of the model answers, so that no hyperparameter would move: '
+        f'take one out of without_response={problem.without_response}, or use '
+        'layers that have a handler')
   problem_lib.check_all_read(problem, example)
   n = len(problem.space)
 
@@ -388,7 +311,7 @@ def make_init(
             {'params': params, 'response': response} if joint else params),
         opt_response=() if joint else optimizers.response.init(response),
         opt_hyper=optimizers.hyper.init({'lam': lam, 'rho': rho}),
-        variables=variables, valid_carry=variables.get(CARRY, {}),
+        variables=variables, valid_carry=variables.get(problem_lib.CARRY, {}),
         history=jnp.zeros((num_rounds, n)))
 
   return init
@@ -401,10 +324,19 @@ def make_round(
 
   The batch has 'train', fields [B, T, ...] for T training updates, and
   'valid', fields [B, ...].
+
+  Raises:
+    ValueError: method 'implicit', whose round is another; from the step, a
+      batch that is empty or does not fit the model's carry.
   """
+  if settings.method == 'implicit':
+    raise ValueError(
+        "method='implicit' has no response to tune by: its round is "
+        'stn_jax.implicit.make_round')
 
   def step(state, batch, frozen):
     del frozen
+    check_batch(state, batch)
     key = jax.random.fold_in(state.key, state.step)
     train_key, valid_key, quality_key = jax.random.split(key, 3)
     state = state.replace(
@@ -420,26 +352,32 @@ def make_round(
         unroll=num_updates if settings.unroll else 1)
     metrics = jax.tree.map(jnp.mean, metrics)
     if settings.diagnose:
-      metrics |= response_quality(
+      metrics |= diagnostics.response_quality(
           problem, settings.method, state,
           jax.tree.map(lambda x: x[-1], batches), quality_key)
     state, valid_metrics = validation_update(
         problem, settings, optimizers, state, batch['valid'], valid_key)
     return state.replace(step=state.step + 1), {
-        **metrics, **valid_metrics, **describe(problem, state)}
+        **metrics, **valid_metrics, **diagnostics.describe(problem, state)}
 
   return step
 
 
-def describe(
-    problem: problem_lib.Problem, state: State
-) -> dict[str, jax.Array]:
-  """The hyperparameters in their units, and their sigmas, as metrics."""
-  values = space_lib.constrain(problem.space, state.lam)
-  sigmas = space_lib.sigma(state.rho)
-  return {f'hyper/{name}': value for name, value in values.items()} | {
-      f'sigma/{name}': sigmas[i]
-      for i, name in enumerate(problem.space)}
+def check_batch(state: State, batch: problem_lib.Batch) -> None:
+  """Raises ValueError for a batch that a round cannot use; shapes alone."""
+  train, valid = (
+      problem_lib.num_examples(batch[part]) for part in ('train', 'valid'))
+  if not train or not valid:
+    raise ValueError(
+        f"batch['train'] has {train} examples and batch['valid'] {valid}: "
+        'weights and hyperparameters need some each')
+  streams = {x.shape[0] for x in jax.tree.leaves(
+      state.variables.get(problem_lib.CARRY, {})) if x.ndim}
+  if streams and {train, valid} != streams:
+    raise ValueError(
+        f"the model's carry is of {sorted(streams)} streams, but "
+        f"batch['train'] has {train} rows and batch['valid'] {valid}: give "
+        'the same number in both, and in the example')
 
 
 def self_tuning(

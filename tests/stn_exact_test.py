@@ -6,6 +6,7 @@ dropout. All references are in float64 numpy.
 """
 
 import contextlib
+import functools
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,8 @@ import pytest
 from scipy import optimize
 
 from stn_jax import data
+from stn_jax import implicit
+from stn_jax import losses
 from stn_jax import problem as problem_lib
 from stn_jax import regularize
 from stn_jax import response as response_lib
@@ -194,18 +197,18 @@ def fitted(problem, method, lam, sigma, batch=None):
 
   def stn(ws):
     w, slope = jnp.split(ws, 2)
-    return expected(lambda eps: tuner.perturbed_loss(
+    return expected(lambda eps: losses.perturbed_loss(
         problem, weights(w), answering(slope), {}, batch, lam, eps,
-        tuner.answered('stn', lam, eps), key)[0])
+        losses.answered('stn', lam, eps), key)[0])
 
   if method == 'stn':
     w, slope = jnp.split(solved(stn, 40), 2)
     return w + lam * slope, slope
   no_eps = jnp.zeros((num, 1))
-  w = solved(lambda w: tuner.perturbed_loss(
+  w = solved(lambda w: losses.perturbed_loss(
       problem, weights(w), answering(w), {}, batch, lam, no_eps, no_eps,
       key)[0], 20)
-  return w, solved(lambda slope: expected(lambda eps: tuner.linearised_loss(
+  return w, solved(lambda slope: expected(lambda eps: losses.linearised_loss(
       problem, weights(w), answering(slope), {}, batch, lam, eps, key)), 20)
 
 
@@ -260,6 +263,24 @@ def test_a_jointly_quadratic_loss_is_answered_exactly_at_any_sigma(
         slope, np.linalg.solve(H, X.T @ a / 30), atol=1e-10)
 
 
+@pytest.mark.parametrize(('solve', 'num_steps'), [
+    (implicit.conjugate_gradient, 20),
+    (functools.partial(implicit.neumann, step_size=0.3), 1000)])
+def test_the_implicit_function_has_the_exact_hypergradient(
+    float64, solve, num_steps):
+  """At the optimum of f; by few terms of Neumann's series it falls short."""
+  lam = -1.0
+  w, slope = ridge(lam)
+  (f, _), (_, outer) = (implicit.smooth_losses(
+      weight_decay(), {}, batch, jax.random.key(0)) for batch in (TRAIN, VALID))
+  found = lambda num_steps: jax.jit(lambda w: implicit.hypergradient(
+      f, outer, w, jnp.asarray([lam]), functools.partial(
+          solve, num_steps=num_steps)))(weights(w))[0]
+  exact = validation_slope(w) @ slope
+  np.testing.assert_allclose(found(num_steps), exact, rtol=1e-4)
+  assert abs(found(2) / exact - 1) > 0.01
+
+
 def test_for_a_logistic_regression_it_nears_the_implicit_function(float64):
   """Delta-STN's hypergradient against -F_w (f_ww)^-1 f_wlam, as sigma falls."""
   log_loss = lambda y, batch, hypers: (
@@ -289,7 +310,7 @@ def test_for_a_logistic_regression_it_nears_the_implicit_function(float64):
     def error(sigma):
       eps = jnp.asarray([-sigma, sigma]).repeat(30)[:, None]
       twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), train)
-      slope = newton(lambda slope: tuner.linearised_loss(
+      slope = newton(lambda slope: losses.linearised_loss(
           problem, weights(w), answering(slope), {}, twice, lam, eps, key),
                      jnp.zeros(20))
       found = hypergradient(problem, 'delta_stn', lam[0], w, slope, valid)
@@ -334,10 +355,10 @@ def test_centring_conditions_the_fit(float64, lam, sigma, stn, delta):
   problem, key = one_output(space.real(0.0)), jax.random.key(0)
   batch = {'x': jnp.ones((2, 1)), 'y': jnp.zeros(2)}
   at, eps = jnp.asarray([lam]), jnp.asarray([[-sigma], [sigma]])
-  joint = jax.hessian(lambda ws: tuner.perturbed_loss(
+  joint = jax.hessian(lambda ws: losses.perturbed_loss(
       problem, weights(ws[:1]), answering(ws[1:]), {}, batch, at, eps,
-      tuner.answered('stn', at, eps), key)[0])(jnp.zeros(2))
-  slope = jax.hessian(lambda ws: tuner.linearised_loss(
+      losses.answered('stn', at, eps), key)[0])(jnp.zeros(2))
+  slope = jax.hessian(lambda ws: losses.linearised_loss(
       problem, weights(jnp.zeros(1)), answering(ws), {}, batch, at, eps,
       key))(jnp.zeros(1))
   np.testing.assert_allclose(np.linalg.cond(joint), stn, rtol=0.02)

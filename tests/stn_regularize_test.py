@@ -45,6 +45,14 @@ def test_dropout_zeroes_by_each_examples_rate_and_keeps_the_mean():
   np.testing.assert_allclose(y[2].max(), 1 / 0.3, rtol=1e-6)
 
 
+def test_dropout_of_bfloat16_has_the_mask_of_float32():
+  rate = jnp.full(2, 0.003)
+  y, low = (regularize.dropout(KEY, jnp.ones((2, 50_000), dtype), rate)
+            for dtype in (jnp.float32, jnp.bfloat16))
+  assert low.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(y == 0, low == 0)
+
+
 def test_dropout_has_one_mask_along_shared_axes():
   x, rate = jnp.ones((2, 5, 6, 50)), full(0.5)
   channels = np.asarray(regularize.dropout(KEY, x, rate, (1, 2)))

@@ -73,6 +73,7 @@ LAYERS = {
     'conv 1-D': (nn.Conv(4, (3,), kernel_dilation=2), (B, 7, 2)),
     'conv transpose': (nn.ConvTranspose(4, (3, 3), strides=(2, 2)),
                        (B, 3, 3, 2)),
+    'dense in bfloat16': (nn.Dense(4, dtype=jnp.bfloat16), (B, 5)),
     'rnn': (nn.RNN(nn.LSTMCell(4)), (B, 5, 3)),
 }
 
@@ -87,17 +88,23 @@ def layer(request):
 
 def test_a_batch_of_responses_equals_its_weights_one_by_one(layer):
   model, variables, response, h, x = layer
+  found = fused(model, variables, response, h, x)
+  assert found.dtype == jax.eval_shape(model.apply, variables, x).dtype
+  rtol, atol = (0.03, 0.03) if found.dtype == jnp.bfloat16 else (1e-5, 2e-6)
   np.testing.assert_allclose(
-      fused(model, variables, response, h, x),
-      one_by_one(model, variables, response, h, x), rtol=1e-5, atol=2e-6)
+      found.astype(jnp.float32),
+      one_by_one(model, variables, response, h, x).astype(jnp.float32),
+      rtol=rtol, atol=atol)
 
 
 def test_permuted_rows_give_permuted_outputs(layer):
   model, variables, response, h, x = layer
   order = np.array([2, 0, 1])
   np.testing.assert_allclose(
-      fused(model, variables, response, h[order], x[order]),
-      fused(model, variables, response, h, x)[order], rtol=1e-5, atol=2e-6)
+      *(y.astype(jnp.float32) for y in (
+          fused(model, variables, response, h[order], x[order]),
+          fused(model, variables, response, h, x)[order])),
+      rtol=1e-5, atol=2e-6)
 
 
 def test_a_zero_perturbation_or_bottleneck_changes_no_bit(layer):
@@ -127,9 +134,13 @@ def test_the_centred_product_has_the_tangent_and_gradients_of_the_plain(layer):
   found, expected = (
       linearised(response, variables['params'], centred)
       for centred in (True, False))
+  low = found[0][1][0].dtype == jnp.bfloat16
   for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected),
                   strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert a.dtype == b.dtype
+    np.testing.assert_allclose(
+        *(x.astype(jnp.float32) for x in (a, b)),
+        rtol=0.05 if low else 1e-4, atol=0.05 if low else 1e-5)
 
 
 def test_squared_norms_equal_those_of_the_weights_one_by_one(layer):
@@ -373,6 +384,36 @@ def test_zero_bottlenecks_start_a_response_at_zero_with_weights_to_learn():
   assert (response['']['bias'] != 0).all()
   again = build(nn.Dense(4), x, std=0.0)[1]
   jax.tree.map(np.testing.assert_array_equal, response, again)
+
+
+def test_a_kernel_that_starts_at_zero_has_a_response_that_can_move():
+  model, x = nn.Dense(4, kernel_init=nn.initializers.zeros), normal(2, B, 5)
+  _, response = build(model, x, std=0.0)
+  assert (response['']['kernel'] != 0).all()
+  assert np.abs(response['']['kernel']).max() <= 5 ** -0.5
+
+
+def test_an_embedding_called_by_name_answers_too():
+  model, tokens, h = nn.Embed(7, 4), jnp.array([[1], [6], [2]]), normal(3, B, N)
+  variables, response = build(model, tokens)
+  np.testing.assert_array_equal(
+      answered(model, variables, response, h, inputs=tokens),
+      answered(model, variables, response, h, tokens))
+
+
+class Scale(nn.Module):
+  """Has a handler below, and nothing that one asks for."""
+
+  @nn.compact
+  def __call__(self, x):
+    return x * self.param('gain', nn.initializers.ones, (1, 5))
+
+
+def test_a_layer_with_a_handler_that_is_no_such_layer_is_named():
+  with pytest.raises(
+      response_lib.LayerError, match="the model, a Scale with a handler, .*"
+      r"\['gain'\] and lacks a parameter 'kernel' or 'embedding', features"):
+    build(Scale(), normal(2, B, 5), handlers={Scale: response_lib.affine})
 
 
 def size(tree):

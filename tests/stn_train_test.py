@@ -24,12 +24,12 @@ from stn_jax import baselines
 from stn_jax import compare
 from stn_jax import data
 from stn_jax import experiment
+from stn_jax import losses
 from stn_jax import response
 from stn_jax import schedule
 from stn_jax import space
 from stn_jax import stages
 from stn_jax import train
-from stn_jax import tuner
 
 CONFIGS = {
     'digits': stn_digits, 'fashion': stn_fashion, 'ridge': stn_ridge,
@@ -246,7 +246,7 @@ def test_what_is_measured_of_stn_is_the_network_that_it_trained(tmp_path):
   strong = jax.tree.map(lambda x: 5 * x, state.response)
   state = state.replace(response=strong)
   evaluate, found = experiment.make_evaluate(run), stage.params(state)
-  wanted, _ = jax.jit(lambda batch: tuner.validation_loss(
+  wanted, _ = jax.jit(lambda batch: losses.validation_loss(
       run.problem, 'stn', state.params, strong, state.variables, batch,
       state.lam, jnp.zeros((8, len(state.lam))), jax.random.key(0)))(
           stage.batch(0)['valid'])

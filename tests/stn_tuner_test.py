@@ -16,7 +16,10 @@ import pytest
 
 from core_jax import loop
 from core_jax import mesh as mesh_lib
+from stn_jax import diagnostics
+from stn_jax import losses
 from stn_jax import problem as problem_lib
+from stn_jax import regularize
 from stn_jax import response as response_lib
 from stn_jax import space
 from stn_jax import tuner
@@ -147,7 +150,7 @@ def test_a_step_of_lam_moves_the_network_in_stn_alone():
   for method in ('stn', 'delta_stn'):
     _, state = start(settings(method))
     after, _ = validation_update(state, settings(method))
-    h = lambda s, method=method: tuner.answered(
+    h = lambda s, method=method: losses.answered(
         method, s.lam, jnp.zeros((B, 2)))
     before, moved = outputs(state, h(state)), outputs(after, h(after))
     if method == 'delta_stn':
@@ -196,8 +199,8 @@ def test_no_gradient_of_the_training_loss_reaches_lam_through_its_values():
   args = problem(), state.params, state.response, state.variables, (
       examples(0, B))
   values = [
-      lambda lam: tuner.linearised_loss(*args, lam, eps, key),
-      lambda lam: tuner.perturbed_loss(*args, lam, eps, eps, key)[0]]
+      lambda lam: losses.linearised_loss(*args, lam, eps, key),
+      lambda lam: losses.perturbed_loss(*args, lam, eps, eps, key)[0]]
   for value in values:
     np.testing.assert_array_equal(jax.jit(jax.grad(value))(state.lam), [0, 0])
   moved = jax.jit(values[0])(state.lam + 1.0)
@@ -226,8 +229,8 @@ def test_linearised_is_exact_for_a_linear_network_and_second_order_else():
         np.random.default_rng(0).standard_normal((B, 2)), jnp.float32)
     lam, key = jnp.full(2, -60.0), jax.random.key(3)  # A rate of zero.
     return abs(
-        tuner.linearised_loss(what, *args, lam, eps, key)
-        - tuner.perturbed_loss(what, *args, lam, eps, eps, key)[0])
+        losses.linearised_loss(what, *args, lam, eps, key)
+        - losses.perturbed_loss(what, *args, lam, eps, eps, key)[0])
 
   smooth = problem(
       loss=lambda y, batch, hypers: jnp.sum(y, axis=1))
@@ -309,7 +312,7 @@ def test_a_response_gains_what_it_predicts_to_first_order(method, ran):
   small = state.replace(
       response=jax.tree.map(lambda x: 1e-2 * x, state.response))
   found = jax.jit(functools.partial(
-      tuner.response_quality, problem(), method))(
+      diagnostics.response_quality, problem(), method))(
           small, examples(0, B), jax.random.key(3))
   assert abs(found['actual_gain']) > 1e-5
   np.testing.assert_allclose(
@@ -317,8 +320,9 @@ def test_a_response_gains_what_it_predicts_to_first_order(method, ran):
   assert found.keys() < ran[-1][1].keys()
 
 
-def stage(devices=None, what=None, diagnose=True, num_rounds=4):
-  chosen = settings('delta_stn', warmup_rounds=1, diagnose=diagnose)
+def stage(devices=None, what=None, diagnose=True, num_rounds=4,
+          method='delta_stn'):
+  chosen = settings(method, warmup_rounds=1, diagnose=diagnose)
   what = what or problem()
   return loop.Stage(
       name='tune', num_steps=num_rounds,
@@ -350,8 +354,11 @@ def test_one_device_equals_eight(whole, tmp_path):
   chex.assert_trees_all_close(alone, whole, atol=2e-5)
 
 
-def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
+@pytest.mark.parametrize('by', ['delta_stn', 'stn'])
+def test_killed_and_resumed_equals_uninterrupted(by, tmp_path):
   """In the same bits: weights, responses, hyperparameters, both optimizers."""
+  once = stage(devices=jax.devices()[:1], diagnose=False, method=by)
+  whole = loop.fit([once], config(), str(tmp_path / 'whole'))
 
   def killed(step):
     if step == 2:
@@ -359,10 +366,10 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
     return batch(step)
 
   with pytest.raises(loop.Interrupted):
-    loop.fit([dataclasses.replace(stage(), batch=killed)],
-             config(), str(tmp_path))
+    loop.fit([dataclasses.replace(once, batch=killed)],
+             config(), str(tmp_path / 'killed'))
   chex.assert_trees_all_equal(
-      loop.fit([stage()], config(), str(tmp_path)), whole)
+      loop.fit([once], config(), str(tmp_path / 'killed')), whole)
 
 
 def test_a_hypergradient_that_is_not_a_number_stops_the_run(tmp_path):
@@ -398,12 +405,121 @@ def test_the_balance_of_sigma_is_one_at_rest():
   """F = k (lam + eps)^2 / 2 has dF/dsigma = k sigma; tau / sigma at rest."""
   problem = problem_lib.Problem(
       None, {'a': space.real(0.0, sigma=0.5)}, None, None)
-  settings = tuner.Settings(entropy_weight=0.02)
   k, tau = 0.5, 0.02
   for sigma, expected in ((np.sqrt(tau / k), 1.0), (0.5, k * 0.25 / tau)):
     rho = space.inverse_softplus(np.array([sigma], np.float32))
     by_sigma = k * sigma - tau / sigma
     grad = jnp.asarray(by_sigma / (1 + np.exp(-rho)), jnp.float32)
-    found = tuner.sigma_balance(problem, settings, jnp.asarray(rho), grad)
+    found = diagnostics.sigma_balance(problem, tau, jnp.asarray(rho), grad)
     np.testing.assert_allclose(
         found['sigma_balance/a'], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    ({'rank': 0}, 'rank=0: give 1 or more'),
+    ({'entropy_weight': -1e-3}, 'entropy_weight=-0.001: give 0 or more'),
+    ({'warmup_rounds': -1}, 'warmup_rounds=-1: give 0 or more')])
+def test_settings_that_make_no_sense_are_refused(changes, message):
+  with pytest.raises(ValueError, match=message):
+    tuner.Settings(**changes)
+
+
+def test_a_run_that_would_move_nothing_is_refused():
+  make = lambda what, chosen: tuner.make_init(
+      what, chosen, optimizers(), examples(0, B), 4, 0)
+  with pytest.raises(ValueError, match='warmup_rounds=4 leaves no round of '):
+    make(problem(), settings('stn', warmup_rounds=4))
+  silent = problem(without_response=('first', 'last'))
+  with pytest.raises(response_lib.LayerError, match='no layer of the model'):
+    make(silent, settings('stn'))
+  with pytest.raises(ValueError, match='its round is stn_jax.implicit'):
+    tuner.make_round(problem(), settings('implicit'), optimizers())
+
+
+@pytest.mark.parametrize(('train', 'valid', 'message'), [
+    (B, 4, r"carry is of \[8\] streams, .* has 8 rows and .*\['valid'\] 4"),
+    (4, 4, r"carry is of \[8\] streams, but batch\['train'\] has 4 rows"),
+    (B, 0, r"batch\['train'\] has 8 examples and batch\['valid'\] 0"),
+    (0, B, r"batch\['train'\] has 0 examples")])
+def test_a_batch_that_a_round_cannot_use_is_named(train, valid, message):
+  chosen = settings('delta_stn')
+  step = tuner.make_round(problem(), chosen, optimizers())
+  state = jax.eval_shape(lambda: tuner.make_init(
+      problem(), chosen, optimizers(), examples(0, B), 4, 0)({}))
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(lambda state: step(state, {
+        'train': examples(0, train, T), 'valid': examples(1, valid)}, {}),
+                   state)
+
+
+def moved(tx, grads, what=None, **changes):
+  """A state, and what `move` makes of it."""
+  state, _ = start(settings('delta_stn', **changes), what)
+  chosen = optimizers()._replace(hyper=tx)
+  state = state.replace(opt_hyper=tx.init({'lam': state.lam, 'rho': state.rho}))
+  return state, *tuner.move(
+      what or problem(), settings('delta_stn', **changes), chosen, state, grads)
+
+
+def test_a_hypergradient_that_is_not_finite_moves_nothing():
+  grads = {'lam': jnp.array([jnp.nan, 1.0]), 'rho': jnp.ones(2)}
+  state, after, metrics = moved(optax.adam(0.1), grads)
+  keep = lambda s: (s.lam, s.rho, s.opt_hyper)
+  chex.assert_trees_all_equal(keep(after), keep(state))
+  assert metrics['hypergradient_skipped'] == 1
+  grads['lam'] = jnp.ones(2)
+  state, after, metrics = moved(optax.adam(0.1), grads)
+  assert (after.lam != state.lam).all()
+  assert metrics['hypergradient_skipped'] == 0
+
+
+def test_what_is_not_tuned_rests_under_an_optimizer_with_a_decay():
+  frozen = SPACE | {'rate': dataclasses.replace(SPACE['rate'], tuned=False)}
+  grads = {'lam': jnp.zeros(2), 'rho': jnp.zeros(2)}
+  decay = optax.adamw(0.1, weight_decay=0.5)
+  state, after, _ = moved(decay, grads, problem(space=frozen))
+  assert [bool(x) for x in after.lam != state.lam] == [False, True]
+  assert [bool(x) for x in after.rho != state.rho] == [False, True]
+  state, after, _ = moved(decay, grads, tune_scales=False)
+  np.testing.assert_array_equal(after.rho, state.rho)
+
+
+def read_as(reading):
+  """A problem whose loss reads the hyperparameters in another way."""
+  return problem(loss=lambda y, batch, hypers: loss(y, batch, hypers) + (
+      0 if hypers is None else reading(hypers)), weight_decay='')
+
+
+@pytest.mark.parametrize('reading', [
+    lambda hypers: hypers.get('decay'),
+    lambda hypers: sum(value for _, value in hypers.items()),
+    lambda hypers: (lambda rate, decay: rate + decay)(**hypers),
+    lambda hypers: jax.vmap(lambda h: h['decay'])(hypers)])
+def test_hyperparameters_may_be_read_as_of_any_mapping(reading):
+  problem_lib.check_all_read(read_as(reading), examples(0, B))
+  with pytest.raises(space.SpaceError, match='nothing reads decay'):
+    problem_lib.check_all_read(
+        read_as(lambda hypers: hypers['rate']), examples(0, B))
+
+
+def test_a_jacobian_after_a_plain_call_leaves_the_statistics_of_that_call():
+  """Those of a call inside a derivative are of its trace."""
+
+  def twice(apply, batch, hypers, key):
+    call = lambda x: apply(x, train=hypers is not None)
+    y = call(batch['x'])
+    if hypers is None:
+      return {'y': y}
+    return {'y': y, 'jacobian': regularize.projected_jacobian(
+        call, batch['x'], key)}
+
+  what = problem(forward=twice, loss=lambda y, batch, hypers: (
+      loss(y['y'], batch, hypers)
+      + (regularize.squared_norm(y['jacobian']) if hypers else 0.0)))
+  chosen = settings('delta_stn')
+  state = jax.jit(tuner.make_init(
+      what, chosen, optimizers(), examples(0, B), 4, 0))({})
+  after, _ = jax.jit(tuner.make_round(what, chosen, optimizers()))(
+      state, batch(0), {})
+  np.testing.assert_array_equal(
+      after.variables['carry']['seen'], np.full(B, T))
