@@ -50,6 +50,9 @@ def get_config(variant=''):
         f'variant {variant!r} is not known; there are '
         + ', '.join(f':{name}' for name in (*spaces, 'tiny')))
   name = 'resnet18' if tiny else network
+  if name != 'alexnet15':  # Of Delta-STN: perturbations start wider.
+    for hyperparameter in spaces[name].values():
+      hyperparameter['sigma'] = 1.0
   config.space = ml_collections.ConfigDict(spaces[name])
   kind = 'alexnet' if name.startswith('alexnet') else name
   config.model = ml_collections.ConfigDict(
@@ -82,7 +85,7 @@ def get_config(variant=''):
   if network == 'alexnet15':
     config.updates_per_round = 2
     config.num_rounds, config.warmup_rounds = 31_200, 780
-    config.optimizer.lr = 0.01
+    config.optimizer.lr, config.optimizer.decay = 0.01, 0.1
     config.optimizer.decay_rounds = (18_720, 24_960)
     config.hyper = ml_collections.ConfigDict(dict(optimizer='adam', lr=3e-3))
   if tiny:

@@ -51,6 +51,8 @@ def get_config(variant=''):
   config.keep = 2
 
   if variant == 'full':
+    for hyperparameter in config.space.values():
+      hyperparameter.sigma = 1.0
     config.train_examples = 0
     config.num_rounds, config.warmup_rounds = 15_920, 398
     config.updates_per_round, config.optimizer.lr = 5, 0.01

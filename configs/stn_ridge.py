@@ -51,6 +51,9 @@ def get_config(variant=''):
     config.space = ml_collections.ConfigDict(dict(
         input_dropout=dict(kind='bounded', start=0.5, low=0.0, high=1.0)))
     config.methods = ('delta_stn', 'stn')
+    # Of masks: no hypergradient by the implicit function.
+    del config.implicit_solver, config.implicit_steps
+    del config.implicit_step_size
     config.search_times = (1, 4)
   elif variant == 'tiny':
     config.num_rounds = 4
