@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from core_jax import folder
 from core_jax import metrics as metrics_lib
 from stn_jax import experiment
 from stn_jax import problem as problem_lib
@@ -82,7 +83,10 @@ def make_round(run: experiment.Setup, tx) -> Callable[..., Any]:
 class Trainer:
   """Trains the plain model by schedules; compiles once for all of them."""
 
-  def __init__(self, run: experiment.Setup):
+  def __init__(
+      self, run: experiment.Setup, on_round: Callable[[], None] = lambda: None
+  ):
+    """`on_round` is called before every round, and may raise to stop it."""
     tx = experiment.make_optimizers(run.config).params
     self._batch = experiment.round_batch(run)
     example = jax.tree.map(lambda x: x[:, 0], self._batch(0)['train'])
@@ -90,6 +94,7 @@ class Trainer:
     self._round = jax.jit(make_round(run, tx), donate_argnums=0)
     self._evaluate = experiment.make_evaluate(run)
     self._num_rounds = run.config.num_rounds
+    self._on_round = on_round
 
   def __call__(self, schedule: schedule_lib.Schedule) -> dict[str, Any]:
     """Trains by name -> [R]; figures at the end, and where validation is best.
@@ -104,6 +109,7 @@ class Trainer:
     every = max(1, self._num_rounds // _EVALUATIONS)
     curve, best = [], None
     for i in range(self._num_rounds):
+      self._on_round()
       values = {name: x[i] for name, x in schedule.items()}
       state, _ = self._round(state, self._batch(i)['train'], values)
       done = i + 1
@@ -196,7 +202,8 @@ class Journal:
         except ValueError:  # Cut short by a kill: the trial is trained again.
           continue
         self.rows[row['name']] = row
-      self._path.write_text(
+      folder.write_text(
+          self._path,
           ''.join(json.dumps(row) + '\n' for row in self.rows.values()))
 
   def get(self, name: str, train: Callable[[], Mapping[str, Any]]) -> Any:
@@ -210,19 +217,20 @@ class Journal:
 
 
 def trials(
-    run: experiment.Setup, tuned: Mapping[str, schedule_lib.Schedule],
-    journal: Journal, num_trials: int,
+    run: experiment.Setup, trainer: Trainer,
+    tuned: Mapping[str, schedule_lib.Schedule], journal: Journal,
+    num_trials: int,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
   """Trains what config.baselines asks for: yields (name, figures).
 
   Args:
     run: of the config.
+    trainer: of the run.
     tuned: method -> its schedule, for replays and final values.
     journal: of the run's folder.
     num_trials: of each search.
   """
   config, space = run.config, run.problem.space
-  trainer = Trainer(run)
   flat = lambda values: schedule_lib.constant(values, config.num_rounds)
 
   def trial(name, schedule):

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 import pathlib
 import re
+import shlex
+import sys
 import time
 from typing import Any
 
@@ -11,6 +13,7 @@ import jax
 from core_jax import folder
 from core_jax import metrics as metrics_lib
 from core_jax import report as report_lib
+from stn_jax import checks
 from stn_jax import experiment
 from stn_jax import figures as figures_lib
 from stn_jax import schedule as schedule_lib
@@ -20,7 +23,6 @@ _TITLES = {
     'delta_stn': 'Delta-STN', 'stn': 'STN',
     'implicit': 'implicit function theorem', 'fixed': 'fixed at the start',
     'random': 'random search', 'tpe': 'TPE (Optuna)'}
-SEARCHES = ('random', 'tpe')
 _SEARCHED = re.compile(r'(\w+)_([\d.]+)x')  # As `compared` names them.
 
 
@@ -76,7 +78,7 @@ def compared(
       found[name] = {'cost': 1.0, 'seconds': row['seconds'],
                      **_figures(row, 'best_')}
       found[name] |= {f'last_{k}': v for k, v in _figures(row, '').items()}
-  for search in SEARCHES:
+  for search in checks.SEARCHES:
     best = best_so_far(rows, search)
     times = [row['seconds'] for name, row in rows.items()
              if name.startswith(f'{search}/')]
@@ -128,8 +130,23 @@ def report(
     print(f'{row_title(name):<45} '
           f'test loss {_number(figures["test_loss"])}  '
           f'cost {figures["cost"]:.1f}  {figures["seconds"]:.0f} s')
-  print(f'Schedules: {path}/schedule_*.csv\nReport: {page}', flush=True)
+  for method in schedules:
+    print(f'To train by the schedule of {title(method)}:\n  '
+          f'{replay_command(path / f"schedule_{method}.csv")}')
+  print(f'Report: {page}', flush=True)
   return summary
+
+
+def replay_command(schedule):
+  """The command line of this process, as one of `stn_jax.replay`."""
+  flags, skip = [], False
+  for arg in sys.argv[1:]:
+    name = arg.lstrip('-').split('=')[0]
+    if not skip and name != 'workdir':
+      flags.append(arg)
+    skip = not skip and name == 'workdir' and '=' not in arg
+  return shlex.join(['python', '-m', 'stn_jax.replay', *flags,
+                     f'--schedule={schedule}'])
 
 
 def _number(value):
@@ -192,7 +209,7 @@ def _pictures(run, path, rows, schedules, found):
         'over neighbouring batches, at perturbed hyperparameters.'))
   searches = {
       title(search): [row['best_test_loss'] for row in best]
-      for search in SEARCHES if (best := best_so_far(rows, search))}
+      for search in checks.SEARCHES if (best := best_so_far(rows, search))}
   figures_lib.plot_comparison(
       drawn / 'comparison.png',
       [(title(name), figures['cost'], figures['test_loss'])

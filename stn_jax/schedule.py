@@ -10,6 +10,7 @@ it without this package:
 
 from collections.abc import Mapping
 import os
+import pathlib
 
 import jax
 import numpy as np
@@ -48,32 +49,52 @@ def write(
              *schedule.values()]
   rows += [','.join((str(step), *(f'{x:.9g}' for x in values)))
            for step, *values in zip(*columns, strict=True)]
-  folder.write_text(path, '\n'.join(rows) + '\n')
+  folder.write_text(pathlib.Path(path), '\n'.join(rows) + '\n')
 
 
 def read(
-    path: str | os.PathLike, space: space_lib.Space, num_rounds: int
+    path: str | os.PathLike, space: space_lib.Space, num_rounds: int,
+    updates_per_round: int,
 ) -> dict[str, np.ndarray]:
   """Reads a schedule for a run: name -> float32 [R].
 
-  A run longer than the schedule keeps its last values.
+  A round takes the values of the row with the last step that is not after its
+  own first, so the run that wrote the file may have had rounds of another
+  length. A run longer than the schedule keeps its last values.
 
   Raises:
-    ScheduleError: a hyperparameter is missing, unknown, or leaves its range.
+    ScheduleError: there are no rows, their steps do not rise from 0, or a
+      hyperparameter is missing, unknown, or leaves its range.
   """
-  try:
-    rows = np.atleast_1d(np.genfromtxt(path, delimiter=',', names=True))
-  except (OSError, ValueError) as e:
-    raise ScheduleError(f'{path} is no schedule: {e}') from e
-  names = set(rows.dtype.names or ()) - {'step'}
+  rows = _read_rows(path)
+  steps = rows['step']
+  if steps[0] != 0 or not (np.diff(steps) > 0).all():
+    raise ScheduleError(f'{path}: its steps do not rise from 0')
+  names = set(rows.dtype.names) - {'step'}
   if names != set(space):
     raise ScheduleError(
         f'{path} has {sorted(names)}, the space {sorted(space)}')
-  index = np.minimum(np.arange(num_rounds), len(rows) - 1)
+  starts = np.arange(num_rounds) * updates_per_round
+  index = np.searchsorted(steps, starts, 'right') - 1
   schedule = {name: rows[name][index].astype(np.float32) for name in space}
   for name, values in schedule.items():
     check_range(space, name, values, path)
   return schedule
+
+
+def _read_rows(path):
+  try:
+    lines = pathlib.Path(path).read_text(encoding='utf-8').splitlines()
+    rows = np.atleast_1d(np.genfromtxt(
+        lines, delimiter=',', names=True, autostrip=True)) if (
+            len(lines) > 1) else []
+  except (OSError, ValueError) as e:
+    raise ScheduleError(f'{path} is no schedule: {e}') from e
+  if not len(rows):
+    raise ScheduleError(f'{path} is no schedule: it has no rows')
+  if 'step' not in (rows.dtype.names or ()):
+    raise ScheduleError(f"{path} is no schedule: it has no column 'step'")
+  return rows
 
 
 def check_range(space, name, values, where) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
-import importlib.util
+import functools
 import pathlib
 import time
 from typing import Any
@@ -18,42 +18,12 @@ from core_jax import metrics as metrics_lib
 from core_jax import plan
 from core_jax import topology
 from stn_jax import baselines
+from stn_jax import checks
 from stn_jax import experiment
-from stn_jax import implicit
 from stn_jax import problem as problem_lib
 from stn_jax import results as results_lib
 from stn_jax import schedule as schedule_lib
 from stn_jax import stages
-from stn_jax import tuner
-
-_BASELINES = ('fixed', 'replay', 'final', 'random', 'tpe')
-
-
-def check(config: experiment.Config) -> None:
-  """Raises ValueError for a method or a baseline that there is not."""
-  for field, known in (
-      ('methods', tuner.METHODS), ('baselines', _BASELINES)):
-    unknown = sorted(set(config[field]) - set(known))
-    if unknown:
-      raise ValueError(f'{field} has {unknown}; there are {", ".join(known)}')
-  if 'implicit' in config.methods and 'implicit_steps' not in config:
-    raise ValueError(
-        "methods has 'implicit', which needs a loss that is smooth in every "
-        'hyperparameter: see configs/stn_ridge.py')
-  if 'implicit' in config.methods and (
-      config.implicit_solver not in implicit.SOLVERS):
-    raise ValueError(
-        f'implicit_solver={config.implicit_solver!r}; there are '
-        f'{", ".join(implicit.SOLVERS)}')
-  if set(results_lib.SEARCHES) & set(config.baselines) and (
-      not config.search_times or min(config.search_times) <= 0):
-    raise ValueError(
-        f'search_times={config.search_times}: name budgets of a search, in '
-        'costs of the dearest method, such as (1, 4)')
-  if 'tpe' in config.baselines and not importlib.util.find_spec('optuna'):
-    raise ValueError(
-        "baselines has 'tpe', which needs Optuna: pip install "
-        "'distil-jax[stn]'")
 
 
 def train_and_evaluate(
@@ -67,9 +37,11 @@ def train_and_evaluate(
 
   Returns:
     What `summary.json` holds.
+
+  Raises:
+    loop.Interrupted: SIGTERM or Ctrl-C; what is finished is saved.
   """
   started = time.monotonic()
-  check(config)
   run = experiment.setup(config)
   path = folder.claim(workdir, config)
   tuning = [stages.tune_stage(run, method) for method in config.methods]
@@ -85,14 +57,25 @@ def train_and_evaluate(
         config.updates_per_round)
   journal = baselines.Journal(path)
   rows = _tuned_rows(run, tuned, journal)
-  rows |= _trial_rows(run, schedules, journal, _search_trials(run, costs))
+  with folder.stop_request() as stop:
+    trainer = baselines.Trainer(run, functools.partial(_check_stop, stop, path))
+    rows |= _trial_rows(
+        run, trainer, schedules, journal, _search_trials(run, costs))
   return results_lib.report(
       run, path, rows, schedules, costs, started=started)
 
 
+def _check_stop(stop, path):
+  """Raises Interrupted if a signal came; the trial in hand begins anew."""
+  if stop.received is not None:
+    raise loop.Interrupted(
+        f'{stop.received.name}: finished trials are kept. To go on:\n  '
+        f'{folder.resume_command(path)}', 128 + stop.received.value)
+
+
 def _search_trials(run, costs):
   """Trials of each search that the config asks for."""
-  searches = set(results_lib.SEARCHES) & set(run.config.baselines)
+  searches = set(checks.SEARCHES) & set(run.config.baselines)
   return stages.num_trials(
       costs, max(run.config.search_times)) if searches else 0
 
@@ -112,17 +95,17 @@ def _tuned_rows(run, tuned, journal):
           for method, found in tuned.items()}
 
 
-def _trial_rows(run, schedules, journal, num_trials):
+def _trial_rows(run, trainer, schedules, journal, num_trials):
   """Trial -> its figures; prints a line for each."""
   config = run.config
   total = (('fixed' in config.baselines)
            + len(schedules) * sum(
                b in config.baselines for b in ('replay', 'final'))
            + num_trials * sum(
-               b in config.baselines for b in results_lib.SEARCHES))
+               b in config.baselines for b in checks.SEARCHES))
   rows, started = {}, time.monotonic()
   for name, row in baselines.trials(
-      run, schedules, journal, num_trials):
+      run, trainer, schedules, journal, num_trials):
     rows[name] = row
     seconds = time.monotonic() - started
     left = seconds / len(rows) * (total - len(rows))
@@ -169,7 +152,6 @@ def show_plan(
     config: experiment.Config, target: topology.Target | None = None
 ) -> str:
   """Memory and FLOPs of the stages, from compilation alone."""
-  check(config)
   run = experiment.setup(config)
   mesh = mesh_lib.make_mesh(devices=target and target.devices)
   tuning = [dataclasses.replace(stages.tune_stage(run, method), mesh=mesh)

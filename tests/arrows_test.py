@@ -51,4 +51,4 @@ def test_only_programs_read_flags():
   assert {str(path) for path in readers} == {
       'core_jax/cli.py', 'link_jax/calibrate.py', 'link_jax/meta.py',
       'link_jax/prepare.py', 'link_jax/probe.py', 'link_jax/published.py',
-      'msd_jax/sweep.py'}
+      'msd_jax/sweep.py', 'stn_jax/replay.py'}

@@ -4,6 +4,8 @@ import csv
 import gzip
 import json
 import math
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +19,20 @@ from configs import stn_fashion
 from configs import stn_linear
 from configs import stn_ptb
 from configs import stn_ridge
+from core_jax import checkpoint
 from core_jax import folder
+from core_jax import loop
 from core_jax import metrics
 from core_jax import seeds
+from core_jax import text
 from stn_jax import baselines
 from stn_jax import compare
 from stn_jax import data
 from stn_jax import experiment
 from stn_jax import losses
+from stn_jax import replay
 from stn_jax import response
+from stn_jax import results
 from stn_jax import schedule
 from stn_jax import space
 from stn_jax import stages
@@ -80,11 +87,16 @@ def test_a_run_leaves_report_summary_schedules_and_figures(digits_run):
       'schedules.png', 'comparison.png', 'losses.png'}
 
 
+def read_schedule(path, run):
+  return schedule.read(
+      path, run.problem.space, run.config.num_rounds,
+      run.config.updates_per_round)
+
+
 def test_a_schedule_holds_the_values_of_every_round(digits_run):
   config, path, summary = digits_run
   run = experiment.setup(config)
-  read = schedule.read(
-      path / 'schedule_delta_stn.csv', run.problem.space, config.num_rounds)
+  read = read_schedule(path / 'schedule_delta_stn.csv', run)
   for name, h in run.problem.space.items():
     assert np.allclose(read[name][:2], h.start, rtol=1e-5), 'warm-up'
     assert read[name][-1] == np.float32(summary[f'delta_stn_final_{name}'])
@@ -94,11 +106,50 @@ def test_a_schedule_holds_the_values_of_every_round(digits_run):
 def test_a_replay_from_the_file_equals_the_run_s_own_replay(digits_run):
   config, path, _ = digits_run
   run = experiment.setup(config)
-  figures = baselines.Trainer(run)(schedule.read(
-      path / 'schedule_delta_stn.csv', run.problem.space, config.num_rounds))
+  figures = baselines.Trainer(run)(
+      read_schedule(path / 'schedule_delta_stn.csv', run))
   rows = baselines.Journal(path).rows
   assert figures['curve'] == [
       tuple(point) for point in rows['replay_delta_stn']['curve']]
+
+
+def test_the_replay_command_trains_what_the_run_s_own_replay_did(
+    digits_run, tmp_path, capsys):
+  config, path, _ = digits_run
+  file = str(path / 'schedule_delta_stn.csv')
+  assert file in results.replay_command(path / 'schedule_delta_stn.csv')
+  found = replay.replay(file, config, str(tmp_path))
+  row = baselines.Journal(path).rows['replay_delta_stn']
+  for name in ('valid_loss', 'test_loss', 'test_accuracy'):
+    assert found[name] == pytest.approx(row[name], rel=1e-5)
+  assert 'test_loss' in capsys.readouterr().out
+  params, _ = checkpoint.load(str(tmp_path))
+  assert set(params['params']) == {'dense0', 'logits'}
+
+
+def test_a_signal_between_rounds_stops_the_trials_and_says_how_to_go_on(
+    digits_run, monkeypatch):
+  config, path, _ = digits_run
+  lines = (path / 'trials.jsonl').read_text()
+  (path / 'trials.jsonl').write_text(lines[:-20])
+  make = experiment.round_batch
+
+  def killed(run):
+    batch = make(run)
+
+    def at(step):
+      if step == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+      return batch(step)
+    return at
+
+  monkeypatch.setattr(baselines.experiment, 'round_batch', killed)
+  with pytest.raises(loop.Interrupted, match='SIGTERM: finished trials') as e:
+    train.train_and_evaluate(config, str(path))
+  assert e.value.exit_code == 143
+  assert (path / 'trials.jsonl').read_text() == lines[:lines.rindex(
+      '\n', 0, -1) + 1]
+  (path / 'trials.jsonl').write_text(lines)
 
 
 def test_the_same_command_again_trains_nothing_and_says_the_same(
@@ -121,11 +172,11 @@ def test_the_same_command_again_trains_nothing_and_says_the_same(
 
 def test_seeds_are_compared_in_one_table(digits_run):
   _, path, summary = digits_run
-  text = compare.table(seeds.read([str(path), str(path)]))
-  assert text.startswith('| | cost, plain runs | seconds | ')
+  table = compare.table(seeds.read([str(path), str(path)]))
+  assert table.startswith('| | cost, plain runs | seconds | ')
   assert (f'| Delta-STN | {summary["delta_stn_cost"]:g} | '
-          f'{summary["delta_stn_seconds"]:.4g} ± 0 |') in text
-  assert f'{summary["delta_stn_test_loss"]:.4g} ± 0' in text
+          f'{summary["delta_stn_seconds"]:.4g} ± 0 |') in table
+  assert f'{summary["delta_stn_test_loss"]:.4g} ± 0' in table
 
 
 def test_a_search_has_as_many_trials_as_the_dearest_method_costs(digits_run):
@@ -209,6 +260,44 @@ def test_images_with_cutout_run_tiny(tmp_path):
   assert math.isfinite(summary['delta_stn_test_loss'])
 
 
+def test_two_linear_layers_run_tiny(tmp_path):
+  config = tiny('linear', tmp_path, baselines=(), methods=('delta_stn',))
+  summary = train.train_and_evaluate(config, str(tmp_path / 'run'))
+  assert math.isfinite(summary['delta_stn_test_loss'])
+
+
+def test_the_treebank_runs_tiny(tmp_path, monkeypatch):
+  """Unlike Brown's its perturbations have a width that stays."""
+  counts = {}
+  for i, split in enumerate(text.SPLITS):
+    words = [f'w{(i + 1) * (j + 1)**2 % 29}' for j in range(300)]
+    (tmp_path / f'ptb.{split}.txt').write_text(' '.join(words))
+    counts[split] = 301
+  (tmp_path / 'ptb.train.txt').write_text(
+      ' '.join(f'w{j % 29}' for j in range(300)))
+  monkeypatch.setattr(text, 'PTB_COUNTS', counts)
+  config = tiny('ptb', tmp_path, data_path=str(tmp_path), methods=('stn',),
+                baselines=())
+  summary = train.train_and_evaluate(config, str(tmp_path / 'run'))
+  assert math.isfinite(summary['stn_test_perplexity'])
+  rows = metrics.read(tmp_path / 'run')
+  assert all(abs(row['sigma/alpha'] - 1) < 1e-5 for row in rows)
+
+
+def test_colour_images_run_tiny(tmp_path, monkeypatch):
+  """Every augmentation, norms with statistics, and files of CIFAR-10."""
+  monkeypatch.setattr(data, '_CIFAR_IMAGES', 8)
+  random = np.random.default_rng(0)
+  for name in (*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch'):
+    rows = random.integers(0, 256, (8, 3073), np.uint8)
+    rows[:, 0] = np.arange(8)
+    (tmp_path / f'{name}.bin').write_bytes(rows.tobytes())
+  config = tiny('cifar10', tmp_path, data_path=str(tmp_path), num_rounds=1,
+                warmup_rounds=0, updates_per_round=1)
+  summary = train.train_and_evaluate(config, str(tmp_path / 'run'))
+  assert math.isfinite(summary['delta_stn_test_loss'])
+
+
 @pytest.mark.parametrize('name', ['brown', 'ptb', 'cifar10'])
 def test_a_config_without_its_data_says_where_they_come_from(name, tmp_path):
   config = tiny(name, tmp_path, data_path=str(tmp_path))
@@ -228,9 +317,10 @@ def language_run(tmp_path, num_valid):
       lambda outputs, batch: {})
 
 
-def test_a_language_model_is_tuned_by_the_same_stage(tmp_path):
+@pytest.mark.parametrize('method', ['delta_stn', 'stn'])
+def test_a_language_model_is_tuned_by_the_same_stage(method, tmp_path):
   run = language_run(tmp_path, 301)
-  stage = stages.tune_stage(run, 'delta_stn')
+  stage = stages.tune_stage(run, method)
   state = jax.jit(stage.init)({})
   state, metrics = jax.jit(stage.step)(state, stage.batch(0), {})
   assert all(np.isfinite(float(x)) for x in metrics.values())
@@ -264,6 +354,15 @@ def test_what_is_measured_of_stn_is_the_network_that_it_trained(tmp_path):
     (dict(baselines=('random',), search_times=()),
      r'search_times=\(\): name budgets'),
     (dict(search_times=(0,)), r'search_times=\(0,\): name budgets'),
+    ({'model.kind': 'simple_cnn'}, 'simple_cnn.* needs model.channels'),
+    ({'model.kind': 'lstm'}, "is for language, but dataset='digits' is of im"),
+    ({'model.kind': 'gpt'}, "model.kind='gpt'; there are mlp, simple_cnn"),
+    (dict(dataset='ridge'), "'mlp' is for images, but .* of regression; for "
+     'these there are linear'),
+    (dict(updates_per_round=0), 'updates_per_round=0: give 1 or more'),
+    (dict(num_rounds=0), 'num_rounds=0: give 1 or more'),
+    (dict(warmup_rounds=4), 'warmup_rounds=4 leaves no round'),
+    (dict(valid_examples=8), 'the valid set has 8 examples, fewer'),
     (dict(dataset='mnist'), 'dataset=.mnist. is unknown; there are'),
     (dict(valid_examples=0), 'the valid set is empty'),
     (dict(batch_size=17), 'batch_size=17'),
@@ -272,6 +371,45 @@ def test_bad_input_is_named(changes, message, tmp_path):
   config = tiny('digits', tmp_path, **changes)
   with pytest.raises(ValueError, match=message):
     train.train_and_evaluate(config, str(tmp_path / 'run'))
+
+
+@pytest.mark.parametrize('added, message', [
+    ({'cutout_holes': dict(kind='integer', start=1, low=0, high=3)},
+     'cutout_holes is alone: a square needs both'),
+    ({'cutout_holes': dict(kind='integer', start=1, low=0, high=3),
+      'cutout_length': dict(kind='bounded', start=1.0, low=0.0, high=3.0)},
+     "cutout_length: holes and pixels are whole: give it kind='integer'"),
+    ({'hue': dict(kind='bounded', start=0.1, low=0.0, high=0.5)},
+     r'hue needs RGB images; these have 1 channel\(s\)')])
+def test_augmentation_that_cannot_be_is_named(added, message):
+  config = stn_digits.get_config('tiny')
+  config.space.update(added)
+  with pytest.raises(space.SpaceError, match=message):
+    experiment.setup(config)
+
+
+def test_the_implicit_function_is_refused_for_masks():
+  config = stn_ridge.get_config('dropout')
+  config.methods = ('implicit',)
+  with pytest.raises(ValueError, match="'implicit', which needs a loss that"):
+    experiment.setup(config)
+
+
+def test_flips_are_of_the_batch_and_of_its_step_alone():
+  """So that both passes of Delta-STN, and a resumed run, see the same."""
+  config = stn_digits.get_config('tiny')
+  config.updates_per_round = 3
+  plain = experiment.round_batch(experiment.setup(config))(1)
+  config.flip = True
+  batch = experiment.round_batch(experiment.setup(config))
+  found, images = batch(1)['train']['image'], plain['train']['image']
+  np.testing.assert_array_equal(found, batch(1)['train']['image'])
+  np.testing.assert_array_equal(batch(1)['valid']['image'],
+                                plain['valid']['image'])
+  mirrored = (found == images[:, :, :, ::-1]).all((2, 3, 4))
+  assert (mirrored | (found == images).all((2, 3, 4))).all()
+  assert 0.2 < mirrored.mean() < 0.8
+  assert (mirrored[:, 0] != mirrored[:, 1]).any()
 
 
 def test_an_unknown_solver_is_named(tmp_path):
@@ -295,10 +433,24 @@ def test_another_config_in_the_folder_is_refused(digits_run):
         tiny('digits', None, entropy_weight=0.5), str(path))
 
 
-def test_a_foreign_schedule_is_refused(tmp_path):
+@pytest.mark.parametrize('rows, message', [
+    ('', 'has no rows'), ('step,rate\n', 'has no rows'),
+    ('step,other\n0,0.5\n', r"has \['other'\], the space \['rate'\]"),
+    ('rate\n0.5\n', "has no column 'step'"),
+    ('step,rate\n2,0.5\n4,0.5\n', 'do not rise from 0'),
+    ('step,rate\n0,0.5\n0,0.5\n', 'do not rise from 0'),
+    ('step,rate\n0,0.5,0.5\n', 'is no schedule'),
+    ('step,rate\n0,0.99\n', 'rate=0.99 is not in')])
+def test_a_foreign_schedule_is_refused(rows, message, tmp_path):
   path = tmp_path / 's.csv'
-  path.write_text('step,rate\n0,0.99\n')
-  with pytest.raises(schedule.ScheduleError, match=r"has \['rate'\]"):
-    schedule.read(path, {'other': space.bounded(.5, 0., .9)}, 4)
-  with pytest.raises(schedule.ScheduleError, match='rate=0.99 is not in'):
-    schedule.read(path, {'rate': space.bounded(.5, 0., .9)}, 4)
+  path.write_text(rows)
+  with pytest.raises(schedule.ScheduleError, match=message):
+    schedule.read(path, {'rate': space.bounded(.5, 0., .9)}, 4, 2)
+
+
+def test_a_schedule_is_read_by_its_steps(tmp_path):
+  """Rounds of 2 updates, replayed in rounds of 5: from updates 0, 5 and 10."""
+  path = str(tmp_path / 's.csv')
+  schedule.write(path, {'rate': np.arange(4, dtype=np.float32) / 10}, 2)
+  read = schedule.read(path, {'rate': space.bounded(.5, -1., .9)}, 3, 5)
+  np.testing.assert_array_equal(read['rate'], np.float32([0.0, 0.2, 0.3]))
