@@ -123,7 +123,8 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 def _images(config, num_classes, space):
   """Images with augmentation by the names in the space."""
-  mean, std = (np.asarray(x, np.float32) for x in config.normalise)
+  mean, std = (np.asarray(x, np.float32).reshape(1, 1, 1, -1)
+               for x in config.normalise)
   max_holes = int(space['cutout_holes'].high) - 1 if (
       'cutout_holes' in space) else 0
 
