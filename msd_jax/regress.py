@@ -113,6 +113,9 @@ def make_consistency_loss(
 ) -> Loss:
   """Consistency distillation (algorithm 2), the teacher's ODE by Heun's method.
 
+  Without a slow target the student looks up to itself, by no gradient
+  (theta^- = theta, decay 0).
+
   Args:
     student: f(x, sigma), which is x at the lowest level.
     teacher: its D.
@@ -132,7 +135,8 @@ def make_consistency_loss(
         lambda x, sigma: teacher(shared['teacher'], x, sigma, labels),
         x, sigma, lower)
     found = student(params, x, sigma, labels)
-    wanted = student(target, x_lower, lower, labels)
+    slow = params if target is None else target
+    wanted = student(slow, x_lower, lower, labels)
     return losses.regression_loss(
         found, wanted, distance(shared.get('distance'))), found
 
