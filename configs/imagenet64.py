@@ -108,8 +108,8 @@ def _make_tiny(config):
   small = dict(
       model_channels=32, channel_mult=(1,), num_blocks=1,
       attention_resolutions=())
+  smaller = config.students.network != config.teacher.network
   config.teacher.network.update(small)
-  smaller = config.students.network != ADM
   config.students.network.update(
       small | (dict(model_channels=16) if smaller else {}))
   for stage in (config.teacher, config.score_matching, config.students):
