@@ -246,6 +246,15 @@ def test_matched_gives_both_gradients_one_norm():
       0.5 * metrics['dm_x_grad_norm'], rtol=1e-4)
 
 
+def test_a_fake_score_gone_to_infinity_moves_no_image_and_is_logged():
+  recipe, student, x, labels, teacher = one_student(None)
+  student = student.replace(fake={**student.fake, 'mean': jnp.full(1, jnp.inf)})
+  _, _, metrics = jax.jit(lambda student: turns.update_generator(
+      recipe, student, (x, labels), None, jax.random.key(0),
+      {'teacher': teacher}))(student)
+  assert metrics['dm_not_finite'] == 1 and metrics['dm_x_grad_norm'] == 0
+
+
 def test_heads_are_new_and_each_students_own():
   state, _, _ = make_run(turns.Gan())
   kernel = state.students.head['conv0']['kernel']
