@@ -81,15 +81,12 @@ def make(
   if config.partition == 'kmeans':
     run = dataclasses.replace(run, class_embeddings=_teacher_embeddings(run))
   router(run, config.num_students)
-  kinds = student_kinds(config)
-  blocks = {'teacher', 'classifier', 'score_matching', 'students',
-            *(STUDENT_BLOCKS[kind] for kind in kinds)}
-  for name in sorted(blocks):
-    if config[name] and 'batch_size' in config[name]:
-      alone = name in ('teacher', 'classifier', 'score_matching')
+  blocks = {STUDENT_BLOCKS[kind] for kind in student_kinds(config)}
+  for name in sorted({'students', *blocks}):
+    if 'batch_size' in config[name]:
       mesh_lib.check_batch_size(
-          config[name].batch_size, data_mesh(run) if alone else run.mesh,
-          f'{name}.batch_size', config.compute.microbatches)
+          config[name].batch_size, run.mesh, f'{name}.batch_size',
+          config.compute.microbatches)
   unknown = set(config.baselines) - {'equal_batch', 'equal_compute'}
   if unknown:
     raise ValueError(

@@ -7,6 +7,7 @@ import numpy as np
 
 from core_jax import data as data_lib
 from core_jax import loop
+from core_jax import mesh as mesh_lib
 from msd_jax import classifier
 from msd_jax import distillation
 from msd_jax import networks
@@ -35,15 +36,21 @@ def make_stages(
 
 def _one_network_stage(
     run, name, init_params, loss_fn, frozen=None, seed=None):
-  """A stage that trains one network on the images of the training set."""
+  """A stage that trains one network on the images of the training set.
+
+  Raises:
+    ValueError: its batch does not divide over the devices.
+  """
   settings = run.config[name]
   seed = run.config.seed if seed is None else seed
   tx = setup.optimizer(settings)
-  compute = run.config.compute
+  compute, mesh = run.config.compute, setup.data_mesh(run)
+  mesh_lib.check_batch_size(
+      settings.batch_size, mesh, f'{name}.batch_size', compute.microbatches)
   return loop.Stage(
       name=name,
       num_steps=settings.num_steps,
-      mesh=setup.data_mesh(run),
+      mesh=mesh,
       init=teacher.make_init(init_params, tx, seed),
       step=teacher.make_step(
           loss_fn, tx, settings.ema_half_life_steps, compute.microbatches),

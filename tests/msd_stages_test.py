@@ -208,6 +208,17 @@ def test_bad_fields_are_named(teacher, changes, message):
     stages.make_stages(run, given.results(config, run.teacher))
 
 
+def test_the_batch_of_a_teacher_that_is_given_need_not_divide(teacher):
+  """Another machine trained it; here eight devices make no stage of it."""
+  changes = {'teacher.batch_size': 12, 'students.batch_size': 16}
+  run = setup.make(tiny(**changes), jax.devices())
+  found = {'teacher': given.results(
+      with_pairs(teacher), run.teacher)['teacher']}
+  assert [s.name for s in stages.make_stages(run, found)] == ['students']
+  with pytest.raises(ValueError, match='teacher.batch_size=12 does not divide'):
+    stages.make_stages(run)
+
+
 def test_pairs_of_another_teacher_are_refused(teacher):
   run = setup.make(with_pairs(teacher))
   found = given.results(run.config, run.teacher)
