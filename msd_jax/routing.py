@@ -73,6 +73,8 @@ def generate(
   labels = check_labels(labels, params['router'].shape[0])
   module = networks.from_description(params['network'])
   arrays = {name: params[name] for name in _ARRAYS}
+  if not len(labels):
+    return jnp.zeros((0, *example_shape(module)))
   return _generate(module, min(block_size, len(labels)), arrays, labels, key)
 
 
