@@ -76,6 +76,8 @@ def brightness(
 ) -> np.ndarray:
   """Of each student's real images: mean and deviation of their means, [K, 2].
 
+  The deviation is at least 1/255, half a grey level: that of one image is 0.
+
   Args:
     source: labelled images, uint8 or in [-1, 1].
     router: int32 [Y].
@@ -86,5 +88,6 @@ def brightness(
     images: Any = data_lib.take(part, range(min(most, len(part))))['image']
     scale = 127.5 if images.dtype == np.uint8 else 1.
     means = images.reshape(len(images), -1).mean(1, dtype=np.float64) / scale
-    found.append((means.mean() - (images.dtype == np.uint8), means.std()))
+    found.append((means.mean() - (images.dtype == np.uint8),
+                  max(means.std(), 1 / 255)))
   return np.asarray(found, np.float32)

@@ -32,9 +32,11 @@ def read_teacher(path: str) -> tuple[nn.Module, Any, float]:
 
   Raises:
     DataError: the folder holds none.
+    ValueError: the run took its teacher from elsewhere.
   """
   if os.path.isdir(os.path.join(path, 'checkpoints')):
     _, saved = checkpoint.load(path)
+    given.check_trained_teacher(path, saved)
     config = ml_collections.ConfigDict(saved)
     step = given.teacher_steps(saved)['teacher']
     params, _ = checkpoint.load(path, step)

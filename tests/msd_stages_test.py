@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from configs import digits
+from core_jax import checkpoint
 from core_jax import data as core_data
 from core_jax import loop
 import msd_jax
@@ -23,6 +24,7 @@ from msd_jax import distillation
 from msd_jax import given
 from msd_jax import make_pairs
 from msd_jax import networks
+from msd_jax import published
 from msd_jax import results
 from msd_jax import setup
 from msd_jax import stages
@@ -269,6 +271,44 @@ def test_a_converted_teacher_is_a_runs_teacher(tmp_path):
     given.results(config, other)
 
 
+def test_a_generator_of_one_step_is_no_teacher(tmp_path):
+  network = dict(kind='adm', model_channels=32, channel_mult=(1,),
+                 num_blocks=1, attention_resolutions=(), dropout=0.)
+  module = networks.build(network, (8, 8, 1), 10)
+  params = jax.eval_shape(lambda key: networks.init_params(
+      module, key, (8, 8, 1)), jax.random.key(0))
+  params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), params)
+  published.write_safetensors(
+      published.to_tensors(params, module), str(tmp_path / 'g.safetensors'))
+  convert.convert(
+      str(tmp_path / 'g.safetensors'), str(tmp_path / 'g'), one_step=True)
+  config = tiny(sigma_data=.5, teacher_workdir=str(tmp_path / 'g'))
+  with pytest.raises(ValueError, match='g holds a generator of one step'):
+    given.results(config, module)
+  convert.convert(str(tmp_path / 'g'), str(tmp_path / 'back.safetensors'))
+  assert (tmp_path / 'back.safetensors').read_bytes() == (
+      tmp_path / 'g.safetensors').read_bytes()
+
+
+def test_a_teacher_is_not_looked_for_where_another_took_it(tmp_path):
+  config, some = tiny(teacher_workdir='runs/first'), {'a': np.zeros(1)}
+  with checkpoint.manager(str(tmp_path), keep=1, milestones=()) as mgr:
+    checkpoint.save(mgr, 1, state=some, params=some, config=config)
+  for read in (
+      lambda: make_pairs.read_teacher(str(tmp_path)),
+      lambda: given.results(
+          tiny(teacher_workdir=str(tmp_path)), setup.make(tiny()).teacher)):
+    with pytest.raises(ValueError, match='its teacher from runs/first: give'):
+      read()
+
+
+def test_a_teacher_that_is_not_there_is_named_with_its_field():
+  config = tiny(teacher_workdir='/no/such')
+  with pytest.raises(
+      FileNotFoundError, match='teacher_workdir=/no/such: no such file'):
+    given.results(config, None)
+
+
 def labelled(labels):
   images = np.zeros((len(labels), 2, 2, 1), np.uint8)
   images += np.uint8(51 * np.asarray(labels))[:, None, None, None]
@@ -294,6 +334,9 @@ def test_brightness_is_that_of_each_students_classes():
   """Levels 0, 51, 102, 153 are -1, -0.6, -0.2, 0.2."""
   found = batches.brightness(labelled([0, 1, 2, 3]), np.array([0, 0, 1, 1]))
   np.testing.assert_allclose(found, [[-.8, .2], [0., .2]], atol=1e-6)
+  # Of one image: a drift that is a number.
+  one = batches.brightness(labelled([0, 1]), np.array([0, 1]))
+  np.testing.assert_allclose(one, [[-1., 1 / 255], [-.6, 1 / 255]], atol=1e-6)
 
 
 def test_stages_say_what_they_start_from():
