@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from core_jax import data as data_lib
+from core_jax import keys
 from msd_jax.formats import source as source_lib
 
 Batch = dict[str, np.ndarray]
@@ -54,7 +55,8 @@ def of_students(
         'examples of its classes: lower the batch size, or give every student '
         'all classes')
   made = [
-      data_lib.make_batches(one, batch_size, seed=seed * len(sources) + k)
+      data_lib.make_batches(
+          one, batch_size, seed=keys.number(seed, f'student {k}'))
       for k, one in enumerate(sources)]
 
   def batch(step: int) -> Batch:

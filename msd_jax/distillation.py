@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from core_jax import checkpoint
+from core_jax import keys
 from core_jax import loop
 from core_jax import mesh as mesh_lib
 from msd_jax import batches
@@ -137,7 +138,8 @@ def _beginning(run, stage, results):
         if name in before}}
   name = _start_name(run)
   return {'start': results[name] if name else networks.init_params(
-      run.student, jax.random.key(run.config.seed), run.dataset.shape)}
+      run.student, keys.stream(run.config.seed, 'random weights'),
+      run.dataset.shape)}
 
 
 def _bundle(run, stage, router, sigma_min, state):
@@ -183,15 +185,16 @@ def matching(
   made = {}
   if gan:
     made['real'] = _batches(
-        run, run.dataset.train, router, settings, stage.kind,
+        run, 'real', run.dataset.train, router, stage.kind,
         filtered=settings.filter_real, rounds=settings.ratio)
   if weight:
     made['pairs'] = _batches(
-        run, _pairs(run, given), router, settings, stage.kind,
+        run, 'pairs', _pairs(run, given), router, stage.kind,
         filtered=regression.filter_pairs)
   return Method(
       init=students.make_init(
-          stage_networks, num_students, seed=config.seed,
+          stage_networks, num_students,
+          key=keys.stream(config.seed, stage.kind),
           ema=settings.ema_decay > 0),
       step=students.make_round(
           stage_networks, round_settings, run.dataset.shape, mesh),
@@ -226,13 +229,17 @@ def _head_init(run, features):
   return lambda key: discriminator.init(key, shape)
 
 
-def _batches(run, source, router, settings, kind, *, filtered, rounds=None):
-  """batch(step) of the students of a router; see `batches.of_students`."""
+def _batches(run, name, source, router, kind, *, filtered, rounds=None):
+  """batch(step) of the students of a router; see `batches.of_students`.
+
+  Students of the same number draw the same order in every group of a kind.
+  """
   num_students = int(router.max()) + 1
   sources = batches.parts_of(source, router) if filtered else (
       [source] * num_students)
   return batches.of_students(
-      sources, settings.batch_size, seed=run.config.seed, rounds=rounds,
+      sources, stage_settings(run.config, kind).batch_size,
+      seed=keys.number(run.config.seed, f'{kind}/{name}'), rounds=rounds,
       field=f'{setup.STUDENT_BLOCKS[kind]}.batch_size')
 
 
@@ -301,9 +308,9 @@ def consistency(
           config.sigma_min)),
       setup.denoiser(run, run.teacher, mesh), distance, levels)
   clean = _batches(
-      run, run.dataset.train, router, settings, stage.kind, filtered=True)
+      run, 'clean', run.dataset.train, router, stage.kind, filtered=True)
   return dataclasses.replace(
-      _regression(run, loss, router, settings, mesh),
+      _regression(run, stage, loss, router, mesh),
       batch=_joined({'clean': clean}), frozen=frozen,
       sigma_min=config.sigma_min)
 
@@ -314,7 +321,7 @@ def post_distillation(
 ) -> Method:
   """From the one-step students of another run, post.workdir, by their output.
   """
-  del stage, given
+  del given
   config = run.config
   distance, frozen = _distance(run, settings.distance)
   large, module, sigma_min = _large_students(run, router)
@@ -328,11 +335,12 @@ def post_distillation(
           run.dataset.shape, mesh),
       config.sigma_max)
   return dataclasses.replace(
-      _regression(run, loss, router, settings, mesh), frozen=frozen,
+      _regression(run, stage, loss, router, mesh), frozen=frozen,
       own={'large': large})
 
 
-def _regression(run, loss, router, settings, mesh):
+def _regression(run, stage, loss, router, mesh):
+  settings = stage_settings(run.config, stage.kind)
   tx = setup.optimizer(settings)
   decays = regress.Settings(
       batch_size=settings.batch_size, ema_decay=settings.ema_decay,
@@ -340,7 +348,8 @@ def _regression(run, loss, router, settings, mesh):
       microbatches=run.config.compute.microbatches)
   return Method(
       init=regress.make_init(
-          tx, decays, int(router.max()) + 1, seed=run.config.seed),
+          tx, decays, int(router.max()) + 1,
+          key=keys.stream(run.config.seed, stage.kind)),
       step=regress.make_step(loss, tx, decays, mesh))
 
 

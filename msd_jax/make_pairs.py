@@ -19,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from core_jax import checkpoint
+from core_jax import keys
 from msd_jax import data
 from msd_jax import diffusion
 from msd_jax import given
@@ -87,7 +88,7 @@ def make_shard(
     rows = np.minimum(
         np.arange(start, start + batch_size), len(indices) - 1)
     parts.append(jax.device_get(sample(
-        params, jax.random.key(seed), indices[rows], labels[rows])))
+        params, keys.stream(seed, 'pairs'), indices[rows], labels[rows])))
   noise, image = (np.concatenate(part)[:len(indices)]
                   for part in zip(*parts, strict=True))
   return {'noise': noise, 'image': image, 'label': labels}

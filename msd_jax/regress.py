@@ -46,14 +46,14 @@ class Settings:
 
 def make_init(
     tx: optax.GradientTransformation, settings: Settings, num_students: int,
-    *, seed: int,
+    *, key: jax.Array,
 ) -> Callable[[Any], students.State]:
-  """frozen -> State; 'start' and 'carried' are as in `students.make_init`."""
+  """frozen -> State; its arguments are as in `students.make_init`."""
 
   def init(frozen):
     generators = students.starting_generators(frozen, num_students)
     return students.State(
-        step=jnp.int32(0), key=jax.random.key(seed),
+        step=jnp.int32(0), key=key,
         students=Student(
             generator=generators, opt_state=jax.vmap(tx.init)(generators),
             target=generators if settings.target_decay else None,

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from core_jax import folder
+from core_jax import keys
 from core_jax import loop
 from core_jax import report as report_lib
 from msd_jax import diffusion
@@ -82,8 +83,7 @@ def report(
     todo: the stages that it went through.
     started: by the monotonic clock.
   """
-  # Another stream than the stages', which use key(seed) itself.
-  key = jax.random.fold_in(jax.random.key(run.config.seed), 1)
+  key = keys.stream(run.config.seed, 'evaluation')
   show = _points if len(run.dataset.shape) == 1 else _images
   figures, sections = show(run, params, path, key)
   sections += _watched(path, todo) + _ledger(run, path, todo)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from core_jax import data as data_lib
+from core_jax import keys
 from core_jax import loop
 from core_jax import mesh as mesh_lib
 from msd_jax import classifier
@@ -51,12 +52,13 @@ def _one_network_stage(
       name=name,
       num_steps=settings.num_steps,
       mesh=mesh,
-      init=teacher.make_init(init_params, tx, seed),
+      init=teacher.make_init(init_params, tx, keys.stream(seed, name)),
       step=teacher.make_step(
           loss_fn, tx, settings.ema_half_life_steps, compute.microbatches),
       params=lambda state: state.ema,
       batch=data_lib.make_batches(
-          run.dataset.train, settings.batch_size, seed=seed),
+          run.dataset.train, settings.batch_size,
+          seed=keys.number(seed, name)),
       frozen=frozen or (lambda results: {}),
       fsdp=compute.fsdp)
 

@@ -166,7 +166,7 @@ def make_run(gan, mesh=None):
                   name, shape in (('mean', 1), ('w', (1, 8)), ('b', 8))},
       'start': {'mean': jnp.zeros(1)}, 'classes': classes, 'sizes': sizes}
   mesh = mesh or mesh_lib.make_mesh(devices=jax.devices()[:1])
-  init = jax.jit(students.make_init(parts, 2, seed=0, ema=False))
+  init = jax.jit(students.make_init(parts, 2, key=jax.random.key(0), ema=False))
   return init(frozen), students.make_round(
       parts, settings, (1,), mesh), frozen
 

@@ -82,7 +82,8 @@ def consistency_run(loss_of, mesh, num_levels=12, target_decay=0.9):
   frozen = {'teacher': {}, 'start': {'mean': jnp.zeros(2)},
             'classes': classes, 'sizes': sizes}
   loss = loss_of(student, levels)
-  state = jax.jit(regress.make_init(tx, settings, 2, seed=0))(frozen)
+  init = regress.make_init(tx, settings, 2, key=jax.random.key(0))
+  state = jax.jit(init)(frozen)
   return state, regress.make_step(loss, tx, settings, mesh), frozen
 
 
@@ -167,7 +168,7 @@ def test_post_distillation_copies_each_students_own_teacher():
   large = {'a': jnp.array([1., -1.]), 'b': jnp.array([.5, .2])}
   frozen = {'start': {'a': jnp.float32(0), 'b': jnp.float32(0)},
             'own': {'large': large}, 'classes': classes, 'sizes': sizes}
-  state = regress.make_init(tx, settings, 2, seed=0)(frozen)
+  state = regress.make_init(tx, settings, 2, key=jax.random.key(0))(frozen)
   step = jax.jit(regress.make_step(loss, tx, settings, mesh))
   for _ in range(200):
     state, _ = step(state, {}, frozen)

@@ -339,6 +339,21 @@ def test_brightness_is_that_of_each_students_classes():
   np.testing.assert_allclose(one, [[-1., 1 / 255], [-.6, 1 / 255]], atol=1e-6)
 
 
+def test_kinds_of_stages_draw_apart_and_groups_of_one_kind_in_pairs():
+  """What one student of all and the first of two draw is compared at a seed."""
+  found = []
+  for kind in ('dm', 'adm'):
+    run = setup.make(tiny(student_stages=kind, baselines=('equal_batch',)))
+    teacher = networks.init_params(
+        run.teacher, jax.random.key(0), run.dataset.shape)
+    _, single, several = stages.make_stages(run)
+    key_of = lambda stage, given={'teacher': teacher}: jax.random.key_data(
+        jax.jit(stage.init)(stage.frozen(given)).key).tolist()
+    assert key_of(single) == key_of(several)
+    found.append(key_of(several))
+  assert found[0] != found[1]
+
+
 def test_stages_say_what_they_start_from():
   run = setup.make(tiny(student_stages='consistency+adm'))
   texts = [distillation.describe(run, stage) for stage in
