@@ -67,7 +67,8 @@ def get_config(variant=''):
   config.students = ml_collections.ConfigDict(dict(
       network=dict(ADM), num_steps=20_000, batch_size=128, ratio=5, lr=2e-6,
       fake_lr=2e-6, warmup_steps=100, clip_norm=10., weight_decay=0.01,
-      min_level=20, max_level=980, ema_decay=0.9999))
+      min_level=20, max_level=980, ema_decay=0.9999,
+      fake_network='teacher'))  # or 'student'
   # DMD2 goes on from DM for 140,000 iterations, 5 to a round.
   config.adm = ml_collections.ConfigDict(dict(
       num_steps=28_000, lr=5e-7, fake_lr=5e-7, warmup_steps=100,

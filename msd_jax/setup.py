@@ -116,6 +116,12 @@ def student_kinds(config: Any) -> tuple[str, ...]:
   return kinds
 
 
+def stage_settings(config: Config, kind: str) -> Config:
+  """The block of a stage; 'adm' says only what differs from 'students'."""
+  block = config[STUDENT_BLOCKS[kind]]
+  return Config({**config.students, **block}) if kind == 'adm' else block
+
+
 def routers(run: Setup) -> dict[str, np.ndarray]:
   """Name of each group of students -> its router, in the order of training.
 
@@ -183,12 +189,13 @@ def stage_steps(config: Any, names: Iterable[str]) -> dict[str, int]:
 
 
 def optimizer(
-    settings: Any, lr: float | None = None) -> optax.GradientTransformation:
-  """AdamW as a block of the config says."""
+    settings: Any, *, lr: float | None = None, updates_per_round: int = 1
+) -> optax.GradientTransformation:
+  """AdamW as a block of the config says, whose warm-up is in rounds."""
   return teacher.make_optimizer(
       lr=settings.lr if lr is None else lr,
-      warmup_steps=settings.warmup_steps, clip_norm=settings.clip_norm,
-      weight_decay=settings.weight_decay)
+      warmup_steps=settings.warmup_steps * updates_per_round,
+      clip_norm=settings.clip_norm, weight_decay=settings.weight_decay)
 
 
 def denoiser(

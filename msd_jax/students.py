@@ -43,7 +43,8 @@ def make_init(
   'start', params from which the generator starts (the teacher's, or those of
   a smaller network after teacher score matching). Students of an earlier
   stage have 'carried' instead of 'start': 'generator' [K, ...] and, where that
-  stage had one, 'fake' [K, ...]. The discriminator's head is always new.
+  stage had one, 'fake' [K, ...]. A new fake score of another network than the
+  teacher's starts from 'fake'. The discriminator's head is always new.
   """
 
   def student(key, generator, fake):
@@ -62,7 +63,7 @@ def make_init(
     carried = frozen.get('carried', {})
     fake = carried.get('fake')
     if fake is None:
-      fake = spread(frozen['teacher'], num_students)
+      fake = spread(frozen.get('fake', frozen['teacher']), num_students)
     return State(
         step=jnp.int32(0), key=step_key,
         students=jax.vmap(student)(

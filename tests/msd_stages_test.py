@@ -7,6 +7,7 @@ import shutil
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -25,6 +26,7 @@ from msd_jax import given
 from msd_jax import make_pairs
 from msd_jax import networks
 from msd_jax import published
+from msd_jax import recipe
 from msd_jax import results
 from msd_jax import setup
 from msd_jax import stages
@@ -202,6 +204,10 @@ def test_regression_to_pairs_pulls_the_generator_to_them(teacher, tmp_path):
     ({'student_stages': 'adm', 'adm.gan_weight': 'auto'},
      "adm.gan_weight='auto'"),
     ({'student_stages': 'post'}, 'post.workdir is not set'),
+    ({'students.fake_network': 'small'},
+     "students.fake_network='small' is not known; there are teacher, student"),
+    ({'students.fake_network': 'student', 'students.network.width': 8,
+      'score_matching.num_steps': 0}, "fake_network='student' starts from"),
 ])
 def test_bad_fields_are_named(teacher, changes, message):
   config = with_pairs(teacher, **changes)
@@ -362,4 +368,53 @@ def test_stages_say_what_they_start_from():
       'students_consistency (consistency): generator of teacher; new: slow '
       'target, optimizers',
       'students (adm): generator of students_consistency; new: fake score of '
-      'the teacher, discriminator, optimizers']
+      'teacher, discriminator, optimizers']
+  run = setup.make(tiny(**SMALL_FAKE))
+  dm, adm = setup.student_stages(run.config, ['students'])
+  assert 'new: fake score of score_matching, optim' in distillation.describe(
+      run, dm)
+  assert 'and its fake score; new: discriminator' in distillation.describe(
+      run, adm)
+
+
+SMALL_FAKE = {'student_stages': CHAIN, 'students.network.width': 8,
+              'students.fake_network': 'student'}
+
+
+@pytest.mark.parametrize('backbone, width', [('fake', 8), ('teacher', 16)])
+def test_a_fake_score_of_the_students_network(backbone, width):
+  """It starts from score matching, is carried on, and has features."""
+  run = setup.make(tiny(**SMALL_FAKE, **{'adm.backbone': backbone}), ONE)
+  found = {name: networks.init_params(module, jax.random.key(i), (8, 8, 1))
+           for i, (name, module) in enumerate([
+               ('teacher', run.teacher), ('score_matching', run.student)])}
+  *_, dm, adm = stages.make_stages(run)
+  born = jax.jit(dm.init)(dm.frozen(found))
+  chex.assert_trees_all_equal(
+      jax.tree.map(lambda x: x[1], born.students.fake),
+      found['score_matching'])
+  found[dm.name] = dm.params(born)
+  frozen = adm.frozen(found)
+  assert 'fake' not in frozen and 'fake' in frozen['carried']
+  state, metrics = jax.jit(adm.step)(
+      jax.jit(adm.init)(frozen), adm.batch(0),
+      loop.read_by_step(adm, frozen))
+  assert np.isfinite(metrics['critic_loss']) and state.step == 1
+  # The head reads what the backbone sees: a layer of as many features.
+  assert state.students.head['conv0']['kernel'].shape[-2] == width
+
+
+def test_both_scores_warm_up_over_the_same_rounds():
+  """The fake score's optimizer ticks `ratio` times in a round."""
+  run = setup.make(tiny(**{'students.warmup_steps': 4}), ONE)
+  nets = recipe.make_recipe(run, 'dm', run.mesh).networks
+  weight, rates = {'w': jnp.zeros(1)}, []
+  for tx, ticks in ((nets.generator_tx, 1), (nets.fake_tx, 2)):
+    state, found = tx.init(weight), []
+    for _ in range(6 * ticks):
+      update, state = tx.update({'w': jnp.ones(1)}, state, weight)
+      found.append(-update['w'][0])
+    rates.append(np.array(found[::ticks]))
+  np.testing.assert_allclose(
+      rates[0], 3e-4 * np.array([0, 1, 2, 3, 4, 4]) / 4, rtol=1e-4)
+  np.testing.assert_allclose(rates[1], rates[0], rtol=1e-4)
