@@ -24,7 +24,6 @@ from msd_jax import data
 from msd_jax import diffusion
 from msd_jax import given
 from msd_jax import networks
-from msd_jax import routing
 from msd_jax.formats import pairs
 
 
@@ -61,7 +60,7 @@ def make_sampler(
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
   """(params, key, indices [B], labels [B]) -> noise, uint8 [B, H, W, C]."""
   denoised = diffusion.make_denoiser(networks.apply_fn(module), sigma_data)
-  shape = routing.example_shape(module)
+  shape = networks.example_shape(module)
 
   @jax.jit
   def sample(params, key, indices, labels):
