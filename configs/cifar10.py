@@ -68,7 +68,6 @@ def get_config(variant=''):
   config.post = None
   config.lpips_vgg_path = config.lpips_linear_path = ''
   config.brightness_alarm = 1.
-  config.evaluation = ml_collections.ConfigDict(dict(num_sets=1))
 
   for name in variant.split('+') if variant else ():
     _change(config, name)

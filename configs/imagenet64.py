@@ -69,7 +69,9 @@ def get_config(variant=''):
       fake_lr=2e-6, warmup_steps=100, clip_norm=10., weight_decay=0.01,
       min_level=20, max_level=980, ema_decay=0.9999,
       fake_network='teacher'))  # or 'student'
-  # DMD2 goes on from DM for 140,000 iterations, 5 to a round.
+  # DMD2 goes on from DM for 140,000 iterations, which are updates of the fake
+  # score: 5 to a round. Whether MSD counts so too is not known; its 20,000 are
+  # taken for updates of the generator, rounds, or DM would end after 4,000.
   config.adm = ml_collections.ConfigDict(dict(
       num_steps=28_000, lr=5e-7, fake_lr=5e-7, warmup_steps=100,
       gan_weight=ml_collections.FieldReference(3e-3, object),  # or 'matched'
@@ -82,7 +84,6 @@ def get_config(variant=''):
   config.post = None
   config.lpips_vgg_path = config.lpips_linear_path = ''
   config.brightness_alarm = 1.
-  config.evaluation = ml_collections.ConfigDict(dict(num_sets=1))
 
   for name in variant.split('+') if variant else ():
     _change(config, name)

@@ -24,7 +24,7 @@ def make_stages(
   make = {
       'teacher': teacher_stage, 'classifier': classifier_stage,
       'score_matching': score_matching_stage}
-  routers = setup.routers(run)
+  routers = run.routers
   of_students = {
       stage.name: stage for stage in setup.student_stages(run.config, routers)}
   return [

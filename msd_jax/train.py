@@ -53,7 +53,7 @@ def announcement(run: setup.Setup, todo: list[loop.Stage], path: Any) -> str:
   names = {stage.name for stage in todo}
   carried = ''.join(
       f'{distillation.describe(run, stage)}\n'
-      for stage in setup.student_stages(config, setup.routers(run))
+      for stage in setup.student_stages(config, run.routers)
       if stage.name in names)
   steps = ', '.join(f'{stage.name} {stage.num_steps}' for stage in todo)
   return (

@@ -175,7 +175,7 @@ def test_pairs_are_shared_by_default_and_filtered_on_request(teacher):
     stage, = stages.make_stages(run, given.results(run.config, run.teacher))
     pairs = stage.batch(0)['pairs']
     assert pairs['image'].shape == (16, 2, 8, 8, 1)
-    own = setup.routers(run)['students'][pairs['label']] == np.arange(2)[None]
+    own = run.routers['students'][pairs['label']] == np.arange(2)[None]
     assert own.all() == filtered
 
 
