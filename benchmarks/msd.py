@@ -77,7 +77,8 @@ def our_round(size: str) -> harness.Prepared:
   frozen = {'teacher': params, 'start': params,
             'classes': np.arange(NUM_CLASSES, dtype=np.int32)[None],
             'sizes': np.array([NUM_CLASSES], np.int32)}
-  state = jax.jit(students.make_init(networks, 1, seed=0, ema=False))(frozen)
+  init = students.make_init(networks, 1, key=jax.random.key(0), ema=False)
+  state = jax.jit(init)(frozen)
   round_ = students.make_round(networks, settings, image_shape(size), mesh)
   spec = students.State(
       step=PartitionSpec(), key=PartitionSpec(),

@@ -2,7 +2,8 @@
 
 Runs every row over the seeds, each a folder of its own; what is finished is
 only read, so the same command goes on. Rows of a seed share its teacher and
-classifier. Writes `claims.md` and `claims.json` beside the runs. The paper's
+classifier. Writes `claims.md` and `claims.json` beside the runs, and says what
+time is left, by the rows that it has trained. The paper's
 figures are FIDs on ImageNet-64; only their order is compared.
 """
 
@@ -13,14 +14,17 @@ import dataclasses
 import json
 import pathlib
 import re
+import time
 from typing import Any
 
+import ml_collections
 import numpy as np
 
 from configs import digits
 from core_jax import folder
 from msd_jax import diffusion
 from msd_jax import make_pairs
+from msd_jax import setup
 from msd_jax import train
 
 FIRST = 'dm'  # The row that trains the teacher, and large students to copy.
@@ -32,6 +36,17 @@ REGRESSION = {'students.ratio': 1, 'regression.weight': 0.25,
 # Row -> fields other than in configs/digits.py; {first}, {pairs}: folders.
 ROWS = {
     FIRST: {'students.num_steps': 800},
+    'K = 1': {'students.num_steps': 800, 'num_students': 1},
+    'K = 2': {'students.num_steps': 800, 'num_students': 2},
+    'K = 8': {'students.num_steps': 800, 'num_students': 8},
+    'K = 4, batch of 32': {
+        'students.num_steps': 800, 'students.batch_size': 32},
+    'K = 1, four times the rounds': {
+        'students.num_steps': 3200, 'num_students': 1},
+    'partition by k-means': {
+        'students.num_steps': 800, 'partition': 'kmeans'},
+    'partition at random': {
+        'students.num_steps': 800, 'partition': 'random'},
     'dm+adm': {'student_stages': 'dm+adm', 'students.num_steps': 500,
                'adm.num_steps': 300},
     'small, with TSM': SMALL,
@@ -61,6 +76,14 @@ class Claim:
 
 
 CLAIMS = (
+    Claim('K = 2', 'K = 1', '2.49 against 2.60'),
+    Claim(FIRST, 'K = 2', '2.37 against 2.49'),
+    Claim('K = 8', FIRST, '2.32 against 2.37'),
+    Claim('K = 4, batch of 32', 'K = 1', '2.53 against 2.60'),
+    Claim(FIRST, 'K = 1, four times the rounds',
+          'nothing: one student at the compute of four is not in it'),
+    Claim(FIRST, 'partition by k-means', '2.37 against 2.39'),
+    Claim('partition by k-means', 'partition at random', '2.39 against 2.45'),
     Claim('dm+adm', FIRST, '1.20 against 2.37'),
     Claim('small, with TSM', 'small, without TSM',
           "without, it 'fails to converge'"),
@@ -72,10 +95,15 @@ CLAIMS = (
 )
 
 
-def run_row(
+def row_path(row: str, seed: int, workdir: pathlib.Path) -> pathlib.Path:
+  """The folder of a row's run."""
+  return workdir / f'{re.sub("[^a-zA-Z0-9+]+", "-", row)}-{seed}'
+
+
+def row_config(
     row: str, seed: int, workdir: pathlib.Path, changes: Mapping[str, Any],
-    variant: str = '') -> dict[str, Any]:
-  """The summary of a row at a seed; trains what is not yet there.
+    variant: str = '') -> ml_collections.ConfigDict:
+  """The config of a row at a seed.
 
   Args:
     row: of ROWS.
@@ -84,11 +112,8 @@ def run_row(
     changes: fields that differ in all rows.
     variant: of configs/digits.py.
   """
-  path = lambda row: workdir / f'{re.sub("[^a-zA-Z0-9+]+", "-", row)}-{seed}'
-  summary = path(row) / 'summary.json'
-  if summary.exists():
-    return json.loads(summary.read_text())
-  places = {'first': path(FIRST), 'pairs': workdir / f'pairs-{seed}'}
+  places = {'first': row_path(FIRST, seed, workdir),
+            'pairs': workdir / f'pairs-{seed}'}
   config = digits.get_config(variant)
   config.seed, config.baselines = seed, ()
   if row != FIRST:
@@ -96,14 +121,39 @@ def run_row(
   config.update_from_flattened_dict({
       name: value.format(**places) if isinstance(value, str) else value
       for name, value in {**ROWS[row], **changes}.items()})
+  return config.lock()
+
+
+def finished(path: pathlib.Path) -> dict[str, Any] | None:
+  """The summary of a run; None where it has not ended."""
+  summary = path / 'summary.json'
+  return json.loads(summary.read_text()) if summary.exists() else None
+
+
+def run_row(
+    config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, Any]:
+  """The summary of a row, which is trained if it is not there."""
+  summary = finished(path)
+  if summary is not None:
+    return summary
   if config.regression.weight:
     make_pairs.make_pairs(
         config.teacher_workdir, config.regression.pairs, num=NUM_PAIRS,
-        num_shards=1, shards=range(1), seed=seed, batch_size=500,
+        num_shards=1, shards=range(1), seed=config.seed, batch_size=500,
         settings=diffusion.Sampler(
             num_steps=18, sigma_min=config.sigma_min,
             sigma_max=config.sigma_max))
-  return train.train_and_evaluate(config.lock(), str(path(row)))
+  return train.train_and_evaluate(config, str(path))
+
+
+def updates(config: ml_collections.ConfigDict) -> int:
+  """Of all networks of all students: what a row's time goes by, about."""
+  total = 0
+  for kind in setup.student_kinds(config):
+    settings = setup.stage_settings(config, kind)
+    total += config.num_students * settings.num_steps * (
+        1 + settings.get('ratio', 0))
+  return total
 
 
 def table(found: Mapping[str, Mapping[int, float]]) -> str:
@@ -148,16 +198,27 @@ def run_all(
     rows: Sequence[str], seeds: Sequence[int], workdir: pathlib.Path,
     changes: Mapping[str, Any], variant: str = '') -> str:
   """All rows over all seeds; the table is written after each."""
+  cells = [(row, seed, row_config(row, seed, workdir, changes, variant))
+           for seed in seeds for row in rows]
+  todo = {(row, seed): updates(config) for row, seed, config in cells
+          if finished(row_path(row, seed, workdir)) is None}
   found, text = {row: {} for row in rows}, ''
-  for seed in seeds:
-    for row in rows:
-      print(f'row: {row}, seed {seed}', flush=True)
-      found[row][seed] = run_row(
-          row, seed, workdir, changes, variant)['students_frechet']
-      done = {row: values for row, values in found.items() if values}
-      text = table(done)
-      folder.write_text(workdir / 'claims.md', text + '\n')
-      folder.write_text(workdir / 'claims.json', json.dumps(done, indent=1))
+  seconds = done = 0
+  for row, seed, config in cells:
+    left = sum(todo.values())
+    print(f'row: {row}, seed {seed}; {len(todo)} runs to go'
+          + (f', about {seconds / done * left / 60:.0f} min' if done else ''),
+          flush=True)
+    started = time.monotonic()
+    found[row][seed] = run_row(
+        config, row_path(row, seed, workdir))['students_frechet']
+    if (row, seed) in todo:
+      seconds += time.monotonic() - started
+      done += todo.pop((row, seed))
+    there = {row: values for row, values in found.items() if values}
+    text = table(there)
+    folder.write_text(workdir / 'claims.md', text + '\n')
+    folder.write_text(workdir / 'claims.json', json.dumps(there, indent=1))
   return text
 
 

@@ -9,7 +9,6 @@ turn, since both are given the same state.
 """
 
 import argparse
-import functools
 import importlib
 from typing import Any
 
@@ -21,33 +20,11 @@ from core_jax import mesh as mesh_lib
 from core_jax import plan
 from core_jax import topology
 from msd_jax import data
-from msd_jax import diffusion
-from msd_jax import distillation
 from msd_jax import networks
+from msd_jax import recipe as recipe_lib
 from msd_jax import setup
 from msd_jax import stages
 from msd_jax import turns
-
-
-def recipe_of(run: setup.Setup, kind: str, mesh: Any) -> turns.Recipe:
-  """What distillation.matching makes, without its data and distance."""
-  config = run.config
-  settings = distillation.stage_settings(config, kind)
-  gan = turns.Gan() if kind == 'adm' else None
-  denoiser = functools.partial(setup.denoiser, run, mesh=mesh)
-  features = diffusion.make_features(
-      networks.encode_fn(run.teacher), config.sigma_data)
-  return turns.Recipe(
-      turns.Networks(
-          generator=denoiser(run.student), fake=denoiser(run.teacher),
-          teacher=denoiser(run.teacher),
-          generator_tx=setup.optimizer(settings),
-          fake_tx=setup.optimizer(settings, settings.fake_lr),
-          features=setup.gathering(run, mesh, features)),
-      turns.Settings(
-          batch_size=settings.batch_size, ema_decay=settings.ema_decay,
-          gan=gan, microbatches=config.compute.microbatches),
-      run.dataset.shape, mesh)
 
 
 def generator_turn(recipe, student, part, key, teacher):
@@ -116,7 +93,7 @@ def main() -> None:
   target = topology.describe(args.target)
   run = setup.make(config, target.devices, data.declared(config))
   stage = stages.make_stages(run)[-1]
-  recipe = recipe_of(run, args.kind, stage.mesh)
+  recipe = recipe_lib.make_recipe(run, args.kind, stage.mesh)
   results = {name: jax.eval_shape(lambda key, m=module: networks.init_params(
       m, key, run.dataset.shape), jax.random.key(0)) for name, module in (
           ('teacher', run.teacher), ('score_matching', run.student))}

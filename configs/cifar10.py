@@ -53,7 +53,8 @@ def get_config(variant=''):
   config.students = ml_collections.ConfigDict(dict(
       network=dict(network), num_steps=10_000, batch_size=2048, ratio=5,
       lr=1e-4, fake_lr=1e-4, warmup_steps=100, clip_norm=10.,
-      weight_decay=0.01, min_level=20, max_level=980, ema_decay=0.9999))
+      weight_decay=0.01, min_level=20, max_level=980, ema_decay=0.9999,
+      fake_network='teacher'))  # or 'student'
   # FastGen has the GAN from the start, for 100,000 updates of any kind.
   config.adm = ml_collections.ConfigDict(dict(
       num_steps=10_000, lr=1e-4, fake_lr=1e-4, warmup_steps=100,
@@ -67,7 +68,6 @@ def get_config(variant=''):
   config.post = None
   config.lpips_vgg_path = config.lpips_linear_path = ''
   config.brightness_alarm = 1.
-  config.evaluation = ml_collections.ConfigDict(dict(num_sets=1))
 
   for name in variant.split('+') if variant else ():
     _change(config, name)

@@ -50,7 +50,8 @@ def get_config(variant=''):
   config.students = ml_collections.ConfigDict(dict(
       network=dict(network), num_steps=500, batch_size=128, ratio=5, lr=3e-4,
       fake_lr=3e-4, warmup_steps=20, clip_norm=10., weight_decay=0.01,
-      min_level=20, max_level=980, ema_decay=0.98))
+      min_level=20, max_level=980, ema_decay=0.98,
+      fake_network='teacher'))  # or 'student'
   # What 'adm' has other than 'students'.
   config.adm = ml_collections.ConfigDict(dict(
       num_steps=300, lr=3e-4, fake_lr=3e-4, warmup_steps=20,

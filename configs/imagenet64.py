@@ -67,8 +67,11 @@ def get_config(variant=''):
   config.students = ml_collections.ConfigDict(dict(
       network=dict(ADM), num_steps=20_000, batch_size=128, ratio=5, lr=2e-6,
       fake_lr=2e-6, warmup_steps=100, clip_norm=10., weight_decay=0.01,
-      min_level=20, max_level=980, ema_decay=0.9999))
-  # DMD2 goes on from DM for 140,000 iterations, 5 to a round.
+      min_level=20, max_level=980, ema_decay=0.9999,
+      fake_network='teacher'))  # or 'student'
+  # DMD2 goes on from DM for 140,000 iterations, which are updates of the fake
+  # score: 5 to a round. Whether MSD counts so too is not known; its 20,000 are
+  # taken for updates of the generator, rounds, or DM would end after 4,000.
   config.adm = ml_collections.ConfigDict(dict(
       num_steps=28_000, lr=5e-7, fake_lr=5e-7, warmup_steps=100,
       gan_weight=ml_collections.FieldReference(3e-3, object),  # or 'matched'
@@ -81,7 +84,6 @@ def get_config(variant=''):
   config.post = None
   config.lpips_vgg_path = config.lpips_linear_path = ''
   config.brightness_alarm = 1.
-  config.evaluation = ml_collections.ConfigDict(dict(num_sets=1))
 
   for name in variant.split('+') if variant else ():
     _change(config, name)
@@ -108,8 +110,8 @@ def _make_tiny(config):
   small = dict(
       model_channels=32, channel_mult=(1,), num_blocks=1,
       attention_resolutions=())
+  smaller = config.students.network != config.teacher.network
   config.teacher.network.update(small)
-  smaller = config.students.network != ADM
   config.students.network.update(
       small | (dict(model_channels=16) if smaller else {}))
   for stage in (config.teacher, config.score_matching, config.students):

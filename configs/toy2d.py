@@ -46,7 +46,7 @@ def get_config(variant=''):
       network=dict(kind='mlp', width=32, depth=2), num_steps=1200,
       batch_size=256, ratio=5, lr=1e-3, fake_lr=1e-3, warmup_steps=50,
       clip_norm=10., weight_decay=0.01, min_level=20, max_level=980,
-      ema_decay=0.99))
+      ema_decay=0.99, fake_network='teacher'))  # or 'student'
   # What 'adm' has other than 'students'.
   config.adm = ml_collections.ConfigDict(dict(
       num_steps=1200, lr=1e-3, fake_lr=1e-3, warmup_steps=20,

@@ -108,10 +108,17 @@ def fit(
     Name of the stage -> its params, numpy; and what was given.
 
   Raises:
+    ValueError: a stage of no rounds, whose checkpoint would be that of the
+      stage before it.
     Interrupted: SIGTERM or Ctrl-C; all is saved.
     FloatingPointError: a metric is not finite; the last checkpoint is good.
     checkpoint.CheckpointError: a full disk.
   """
+  for stage in stages:
+    if stage.num_steps < 1:
+      raise ValueError(
+          f'num_steps={stage.num_steps} of stage {stage.name!r}: a stage takes '
+          'at least 1 round')
   ends = list(itertools.accumulate(stage.num_steps for stage in stages))
   results = dict(given or {})
   with checkpoint.manager(workdir, keep=config.keep, milestones=ends) as mgr, \

@@ -12,7 +12,6 @@ import pathlib
 from typing import Any
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
 from core_jax import folder
@@ -75,17 +74,6 @@ class MetricsWriter:
         if math.isfinite(value):
           self._events.add_scalar(f'{stage}/{name}', value, int(step))
       self._events.flush()
-
-  def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-    """Shows images, each uint8 [H, W, C], in TensorBoard if installed."""
-    if self._events is None:
-      return
-    for name, image in images.items():
-      if image.dtype != np.uint8 or image.ndim != 3:
-        raise ValueError(f'image {name!r} is {image.dtype} {image.shape}, '
-                         'not uint8 [H, W, C]')
-      self._events.add_image(name, image, int(step), dataformats='HWC')
-    self._events.flush()
 
   def close(self) -> None:
     for sink in (self._file, self._events):

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from core_jax import data as data_lib
+from core_jax import keys
 from msd_jax.formats import source as source_lib
 
 Batch = dict[str, np.ndarray]
@@ -54,7 +55,8 @@ def of_students(
         'examples of its classes: lower the batch size, or give every student '
         'all classes')
   made = [
-      data_lib.make_batches(one, batch_size, seed=seed * len(sources) + k)
+      data_lib.make_batches(
+          one, batch_size, seed=keys.number(seed, f'student {k}'))
       for k, one in enumerate(sources)]
 
   def batch(step: int) -> Batch:
@@ -76,6 +78,8 @@ def brightness(
 ) -> np.ndarray:
   """Of each student's real images: mean and deviation of their means, [K, 2].
 
+  The deviation is at least 1/255, half a grey level: that of one image is 0.
+
   Args:
     source: labelled images, uint8 or in [-1, 1].
     router: int32 [Y].
@@ -86,5 +90,6 @@ def brightness(
     images: Any = data_lib.take(part, range(min(most, len(part))))['image']
     scale = 127.5 if images.dtype == np.uint8 else 1.
     means = images.reshape(len(images), -1).mean(1, dtype=np.float64) / scale
-    found.append((means.mean() - (images.dtype == np.uint8), means.std()))
+    found.append((means.mean() - (images.dtype == np.uint8),
+                  max(means.std(), 1 / 255)))
   return np.asarray(found, np.float32)

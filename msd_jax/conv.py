@@ -37,18 +37,19 @@ def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
   chex.assert_shape(kernel, (3, 3, x.shape[-1], None))
   if x.shape[1] % 2 or x.shape[2] % 2:
     return _ordinary(x, kernel)
-  return _conv3x3(x, _varying_like(kernel, x))
+  return _conv3x3(*_varying_alike(x, kernel))
 
 
-def _varying_like(kernel, x):
-  """Under shard_map: marks a replicated kernel as varying where x varies.
+def _varying_alike(*arrays):
+  """Under shard_map: marks each as varying where one of them varies.
 
-  Its transpose is the sum over devices that the kernel's gradient needs, which
-  a custom gradient would have to do by hand.
+  Its transpose is the sum over devices that the gradient of what is replicated
+  needs, which a custom gradient would have to do by hand.
   """
-  varying = lambda a: jax.typeof(a).manual_axis_type.varying
-  axes = tuple(varying(x) - varying(kernel))
-  return jax.lax.pcast(kernel, axes, to='varying') if axes else kernel
+  varying = [jax.typeof(a).manual_axis_type.varying for a in arrays]
+  missing = [tuple(frozenset().union(*varying) - own) for own in varying]
+  return [jax.lax.pcast(a, axes, to='varying') if axes else a
+          for a, axes in zip(arrays, missing, strict=True)]
 
 
 def _ordinary(x, kernel):

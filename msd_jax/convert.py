@@ -64,7 +64,14 @@ def to_folder(source: str, folder: str, *, one_step: bool = False) -> str:
 
 
 def from_folder(folder: str) -> tuple[Any, dict[str, Any]]:
-  """(module, parts) of such a folder: 'params', or those of a guidance file."""
+  """(module, parts) of such a folder, by name.
+
+  'params' of a denoiser, 'generator' of one step, or the parts of a guidance
+  file.
+
+  Raises:
+    torch_files.FileError: another folder, or several students.
+  """
   with ocp.StandardCheckpointer() as reader:
     tree = reader.restore(os.path.abspath(folder))
   if 'network' not in tree:
@@ -74,9 +81,10 @@ def from_folder(folder: str) -> tuple[Any, dict[str, Any]]:
     students = jax.tree.leaves(tree['generator'])[0].shape[0]
     if students > 1:
       raise torch_files.FileError(
-          f'{folder}: {students} students, but a file holds one network')
-    one = jax.tree.map(lambda leaf: leaf[0], tree['generator'])
-    return module, {'params': one}
+          f'{folder}: {students} students, but a file holds one network; '
+          'msd_jax.export writes a file for each')
+    return module, {'generator': jax.tree.map(
+        lambda leaf: leaf[0], tree['generator'])}
   return module, {name: tree[name] for name in
                   ('params', 'real', 'fake', 'head', published.LEVELS)
                   if name in tree}

@@ -14,16 +14,17 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from core_jax import checkpoint
+from core_jax import keys
 from core_jax import loop
 from core_jax import mesh as mesh_lib
 from msd_jax import batches
 from msd_jax import data
 from msd_jax import diffusion
-from msd_jax import discriminator
 from msd_jax import distances
 from msd_jax import losses
 from msd_jax import networks
 from msd_jax import partition
+from msd_jax import recipe as recipe_lib
 from msd_jax import regress
 from msd_jax import routing
 from msd_jax import setup
@@ -31,6 +32,8 @@ from msd_jax import students
 from msd_jax import turns
 from msd_jax import watch
 from msd_jax.formats import pairs as pairs_lib
+
+_MATCHING = {'dm', 'adm'}  # The kinds of stages that have a fake score.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +66,7 @@ def make_stage(
     ValueError: a field of the config that does not fit.
   """
   classes, sizes = partition.members(router)
-  settings = stage_settings(run.config, stage.kind)
+  settings = setup.stage_settings(run.config, stage.kind)
   mesh = run.mesh
   if len(sizes) % mesh.shape['student']:  # a baseline beside K students
     mesh = mesh_lib.make_mesh(len(sizes), devices=mesh.devices.flatten())
@@ -87,38 +90,33 @@ def make_stage(
       step=method.step, batch=method.batch, frozen=frozen,
       params=functools.partial(_bundle, run, stage, router, method.sigma_min),
       state_spec=students.State(step=P(), key=P(), students=P('student')),
-      fsdp=run.config.compute.fsdp, init_only=('start', 'carried'),
+      fsdp=run.config.compute.fsdp, init_only=('start', 'carried', 'fake'),
       watch=functools.partial(
           watch.brightness_alarm, limit=run.config.brightness_alarm),
       observe=method.panels and functools.partial(
           watch.draw_panels, method.panels, stage.name))
 
 
-def stage_settings(config: setup.Config, kind: str) -> setup.Config:
-  """The block of a stage; 'adm' says only what differs from 'students'."""
-  block = config[setup.STUDENT_BLOCKS[kind]]
-  return setup.Config({**config.students, **block}) if kind == 'adm' else block
-
-
 def describe(run: setup.Setup, stage: setup.StudentStage) -> str:
   """What a stage carries over and what is new, for people."""
-  new = {'dm': 'fake score of the teacher', 'adm': 'discriminator',
-         'consistency': 'slow target', 'post': ''}[stage.kind]
+  start = f'generator of {_start_name(run) or "random weights"}'
   if stage.before is not None:
     start = f'generator of {stage.before.name}'
-    if stage.kind in ('dm', 'adm'):
-      if stage.before.kind in ('dm', 'adm'):
-        start += ' and its fake score'
-        new = new if stage.kind == 'adm' else ''
-      else:
-        new = 'fake score of the teacher' + (
-            f', {new}' if stage.kind == 'adm' else '')
-  else:
-    if stage.kind == 'adm':
-      new = f'fake score of the teacher, {new}'
-    start = f'generator of {_start_name(run) or "random weights"}'
-  new = ', '.join(filter(None, (new, 'optimizers')))
-  return f'{stage.name} ({stage.kind}): {start}; new: {new}'
+  new = {'adm': ['discriminator'], 'consistency': ['slow target']}.get(
+      stage.kind, [])
+  if _keeps_fake(stage):
+    start += ' and its fake score'
+  elif stage.kind in _MATCHING:
+    settings = setup.stage_settings(run.config, stage.kind)
+    new = [f'fake score of {recipe_lib.fake_start(run, settings)}', *new]
+  return (f'{stage.name} ({stage.kind}): {start}; new: '
+          f'{", ".join([*new, "optimizers"])}')
+
+
+def _keeps_fake(stage):
+  """Whether the stage goes on with the fake score of the one before."""
+  return stage.before is not None and (
+      {stage.kind, stage.before.kind} <= _MATCHING)
 
 
 def _start_name(run):
@@ -137,7 +135,8 @@ def _beginning(run, stage, results):
         if name in before}}
   name = _start_name(run)
   return {'start': results[name] if name else networks.init_params(
-      run.student, jax.random.key(run.config.seed), run.dataset.shape)}
+      run.student, keys.stream(run.config.seed, 'random weights'),
+      run.dataset.shape)}
 
 
 def _bundle(run, stage, router, sigma_min, state):
@@ -158,81 +157,51 @@ def matching(
     settings: setup.Config, mesh: jax.sharding.Mesh, given: Mapping[str, Any],
 ) -> Method:
   """DM, with regression to pairs if the config weighs it, or with the GAN."""
-  config, num_students = run.config, int(router.max()) + 1
-  regression = config.regression if stage.kind == 'dm' else None
-  weight = regression.weight if regression else 0.
-  gan = _gan(settings) if stage.kind == 'adm' else None
-  distance, frozen = _distance(run, regression.distance if weight else 'l2')
-  round_settings = turns.Settings(
-      batch_size=settings.batch_size, ratio=settings.ratio,
-      sigma_data=config.sigma_data, sigma_min=config.sigma_min,
-      sigma_max=config.sigma_max, min_level=settings.min_level,
-      max_level=settings.max_level, ema_decay=settings.ema_decay,
-      gan=gan, regression_weight=weight,
-      microbatches=config.compute.microbatches)
-  features = diffusion.make_features(
-      networks.encode_fn(run.teacher), config.sigma_data)
-  stage_networks = turns.Networks(
-      generator=setup.denoiser(run, run.student, mesh),
-      fake=setup.denoiser(run, run.teacher, mesh),
-      teacher=setup.denoiser(run, run.teacher, mesh),
-      generator_tx=setup.optimizer(settings),
-      fake_tx=setup.optimizer(settings, settings.fake_lr),
-      features=setup.gathering(run, mesh, features), distance=distance,
-      init_head=_head_init(run, features) if gan else None)
+  config = run.config
+  weight = recipe_lib.regression_weight(config, stage.kind)
+  distance, of_distance = _distance(
+      run, config.regression.distance if weight else 'l2')
+  recipe = recipe_lib.make_recipe(run, stage.kind, mesh, distance)
+  start = recipe_lib.fake_start(run, settings)
   made = {}
-  if gan:
+  if recipe.settings.gan:
     made['real'] = _batches(
-        run, run.dataset.train, router, settings, stage.kind,
+        run, 'real', run.dataset.train, router, stage.kind,
         filtered=settings.filter_real, rounds=settings.ratio)
   if weight:
     made['pairs'] = _batches(
-        run, _pairs(run, given), router, settings, stage.kind,
-        filtered=regression.filter_pairs)
+        run, 'pairs', _pairs(run, given), router, stage.kind,
+        filtered=config.regression.filter_pairs)
+
+  def frozen(results):
+    # The teacher's params are there anyway.
+    new = {} if start == 'teacher' else {'fake': results[start]}
+    return of_distance(results) | ({} if _keeps_fake(stage) else new)
+
   return Method(
       init=students.make_init(
-          stage_networks, num_students, seed=config.seed,
+          recipe.networks, int(router.max()) + 1,
+          key=keys.stream(config.seed, stage.kind),
           ema=settings.ema_decay > 0),
       step=students.make_round(
-          stage_networks, round_settings, run.dataset.shape, mesh),
+          recipe.networks, recipe.settings, recipe.shape, mesh),
       batch=_joined(made), frozen=frozen,
       panels=watch.make_panels(
-          stage_networks, round_settings, run.dataset.shape)
-      if len(run.dataset.shape) == 3 else None)
+          recipe.networks, recipe.settings, recipe.shape)
+      if len(recipe.shape) == 3 else None)
 
 
-def _gan(settings):
-  if settings.backbone not in ('fake', 'teacher'):
-    raise ValueError(
-        f'adm.backbone={settings.backbone!r}; there are fake and teacher')
-  weight = settings.gan_weight
-  if isinstance(weight, str) and weight != turns.MATCHED:
-    raise ValueError(
-        f'adm.gan_weight={weight!r}: a number, or {turns.MATCHED!r}')
-  return turns.Gan(
-      weight=weight, critic_weight=settings.critic_weight,
-      max_level=settings.gan_max_level, backbone=settings.backbone,
-      match_factor=settings.match_factor)
+def _batches(run, name, source, router, kind, *, filtered, rounds=None):
+  """batch(step) of the students of a router; see `batches.of_students`.
 
-
-def _head_init(run, features):
-  """key -> params of a discriminator's head for the encoder's features."""
-  example = jax.ShapeDtypeStruct((1, *run.dataset.shape), np.float32)
-  params = jax.eval_shape(lambda key: networks.init_params(
-      run.teacher, key, run.dataset.shape), jax.random.key(0))
-  shape = jax.eval_shape(
-      features, params, example, jax.ShapeDtypeStruct((1,), np.float32),
-      jax.ShapeDtypeStruct((1,), np.int32)).shape[1:]
-  return lambda key: discriminator.init(key, shape)
-
-
-def _batches(run, source, router, settings, kind, *, filtered, rounds=None):
-  """batch(step) of the students of a router; see `batches.of_students`."""
+  Students of the same number draw the same order in every group of a kind.
+  """
   num_students = int(router.max()) + 1
   sources = batches.parts_of(source, router) if filtered else (
       [source] * num_students)
   return batches.of_students(
-      sources, settings.batch_size, seed=run.config.seed, rounds=rounds,
+      sources, setup.stage_settings(run.config, kind).batch_size,
+      seed=keys.number(run.config.seed, f'{kind}/{name}'), rounds=rounds,
       field=f'{setup.STUDENT_BLOCKS[kind]}.batch_size')
 
 
@@ -301,9 +270,9 @@ def consistency(
           config.sigma_min)),
       setup.denoiser(run, run.teacher, mesh), distance, levels)
   clean = _batches(
-      run, run.dataset.train, router, settings, stage.kind, filtered=True)
+      run, 'clean', run.dataset.train, router, stage.kind, filtered=True)
   return dataclasses.replace(
-      _regression(run, loss, router, settings, mesh),
+      _regression(run, stage, loss, router, mesh),
       batch=_joined({'clean': clean}), frozen=frozen,
       sigma_min=config.sigma_min)
 
@@ -314,7 +283,7 @@ def post_distillation(
 ) -> Method:
   """From the one-step students of another run, post.workdir, by their output.
   """
-  del stage, given
+  del given
   config = run.config
   distance, frozen = _distance(run, settings.distance)
   large, module, sigma_min = _large_students(run, router)
@@ -328,11 +297,12 @@ def post_distillation(
           run.dataset.shape, mesh),
       config.sigma_max)
   return dataclasses.replace(
-      _regression(run, loss, router, settings, mesh), frozen=frozen,
+      _regression(run, stage, loss, router, mesh), frozen=frozen,
       own={'large': large})
 
 
-def _regression(run, loss, router, settings, mesh):
+def _regression(run, stage, loss, router, mesh):
+  settings = setup.stage_settings(run.config, stage.kind)
   tx = setup.optimizer(settings)
   decays = regress.Settings(
       batch_size=settings.batch_size, ema_decay=settings.ema_decay,
@@ -340,7 +310,8 @@ def _regression(run, loss, router, settings, mesh):
       microbatches=run.config.compute.microbatches)
   return Method(
       init=regress.make_init(
-          tx, decays, int(router.max()) + 1, seed=run.config.seed),
+          tx, decays, int(router.max()) + 1,
+          key=keys.stream(run.config.seed, stage.kind)),
       step=regress.make_step(loss, tx, decays, mesh))
 
 

@@ -119,16 +119,6 @@ def predict(
   return logits[:n].astype(np.float64), features[:n].astype(np.float64)
 
 
-def features_of(
-    apply: Callable[..., tuple[jax.Array, jax.Array]],
-    params: Any,
-    images: np.ndarray,
-    batch_size: int = 512,
-) -> np.ndarray:
-  """Features [N, F], float64, of images [N, H, W, C] in [-1, 1]."""
-  return predict(apply, params, images, batch_size)[1]
-
-
 @functools.partial(jax.jit, static_argnames='apply')
 def _forward(apply, params, images):
   return apply({'params': params}, images)

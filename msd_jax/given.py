@@ -1,6 +1,7 @@
 """What a run takes from elsewhere: a teacher that another run trained, or one
 that others published."""
 
+from collections.abc import Mapping
 import os
 from typing import Any
 
@@ -45,12 +46,14 @@ def results(config: Any, module: nn.Module) -> dict[str, Any]:
   Raises:
     ValueError: that run had other data or another teacher, or the file holds
       another network.
-    FileNotFoundError: it has not got so far.
+    FileNotFoundError: there is none, or it has not got so far.
   """
   path = config.teacher_workdir
   if not path:
     return {}
-  if os.path.exists(path) and not _is_run(path):
+  if not os.path.exists(path):
+    raise FileNotFoundError(f'teacher_workdir={path}: no such file or folder')
+  if not _is_run(path):
     return {'teacher': _published(path, config, module)}
   return _of_run(path, config.to_dict())
 
@@ -59,12 +62,18 @@ def _is_run(path):
   return os.path.isdir(os.path.join(path, 'checkpoints'))
 
 
-def _of_run(path, mine):
-  _, saved = checkpoint.load(path)
+def check_trained_teacher(path: str, saved: Mapping[str, Any]) -> None:
+  """Raises ValueError where a run, of the config `saved`, only took a teacher.
+  """
   if saved['teacher_workdir']:
     raise ValueError(
-        f'teacher_workdir={path} took its teacher from '
-        f'{saved["teacher_workdir"]}: give that')
+        f'the run {path} took its teacher from {saved["teacher_workdir"]}: '
+        'give that')
+
+
+def _of_run(path, mine):
+  _, saved = checkpoint.load(path)
+  check_trained_teacher(path, saved)
   for field in ('dataset', 'data_path', 'sigma_data', 'teacher', 'classifier'):
     if saved[field] != mine[field]:
       raise ValueError(
@@ -92,6 +101,10 @@ def _published(path, config, module):
   if os.path.isfile(path):
     return published.read_network(path, module)[1]
   found, parts = convert.from_folder(path)
+  if 'generator' in parts:
+    raise ValueError(
+        f'teacher_workdir={path} holds a generator of one step; a teacher is a '
+        'denoiser: one that msd_jax.convert wrote without --one_step')
   for field in module.__dataclass_fields__:
     if field in (*_FREE, 'parent', 'name'):
       continue

@@ -66,16 +66,25 @@ def distribution_matching_gradient(
   return (denoised_fake - denoised_real) / normaliser
 
 
+def without_not_finite(gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The gradient with 0 where it is not finite, and the share of that.
+
+  DMD2 has nan_to_num here, which makes of an infinity the largest number.
+  """
+  bad = ~jnp.isfinite(gradient)
+  return jnp.where(bad, 0, gradient), jnp.mean(bad, dtype=jnp.float32)
+
+
 def distribution_matching_loss(
     x: jax.Array, gradient: jax.Array
 ) -> jax.Array:
   """A scalar whose gradient by x is `gradient` / (number of elements).
 
   DMD2's 0.5 mean((x - sg(x - g))^2): its value says nothing, its gradient is
-  the method. Elements of g that are not finite count as 0.
+  the method.
   """
   chex.assert_equal_shape([x, gradient])
-  target = jax.lax.stop_gradient(x - jnp.nan_to_num(gradient))
+  target = jax.lax.stop_gradient(x - gradient)
   return 0.5 * jnp.mean((x - target)**2)
 
 

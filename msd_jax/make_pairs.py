@@ -19,11 +19,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from core_jax import checkpoint
+from core_jax import keys
 from msd_jax import data
 from msd_jax import diffusion
 from msd_jax import given
 from msd_jax import networks
-from msd_jax import routing
 from msd_jax.formats import pairs
 
 
@@ -32,9 +32,11 @@ def read_teacher(path: str) -> tuple[nn.Module, Any, float]:
 
   Raises:
     DataError: the folder holds none.
+    ValueError: the run took its teacher from elsewhere.
   """
   if os.path.isdir(os.path.join(path, 'checkpoints')):
     _, saved = checkpoint.load(path)
+    given.check_trained_teacher(path, saved)
     config = ml_collections.ConfigDict(saved)
     step = given.teacher_steps(saved)['teacher']
     params, _ = checkpoint.load(path, step)
@@ -58,7 +60,7 @@ def make_sampler(
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
   """(params, key, indices [B], labels [B]) -> noise, uint8 [B, H, W, C]."""
   denoised = diffusion.make_denoiser(networks.apply_fn(module), sigma_data)
-  shape = routing.example_shape(module)
+  shape = networks.example_shape(module)
 
   @jax.jit
   def sample(params, key, indices, labels):
@@ -85,7 +87,7 @@ def make_shard(
     rows = np.minimum(
         np.arange(start, start + batch_size), len(indices) - 1)
     parts.append(jax.device_get(sample(
-        params, jax.random.key(seed), indices[rows], labels[rows])))
+        params, keys.stream(seed, 'pairs'), indices[rows], labels[rows])))
   noise, image = (np.concatenate(part)[:len(indices)]
                   for part in zip(*parts, strict=True))
   return {'noise': noise, 'image': image, 'label': labels}

@@ -6,40 +6,19 @@ reference` writes the .npz of a data set, for those that have none published.
 
 import argparse
 import json
-import os
-from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
-import orbax.checkpoint as ocp
 
-from core_jax import checkpoint
 from core_jax import data as core_data
 from msd_jax import data
+from msd_jax import export
 from msd_jax import fid
 from msd_jax import networks
 from msd_jax import routing
 
 _BATCH = 1024  # Real images read at once.
-
-
-def read_students(path: str) -> dict[str, Any]:
-  """What `msd_jax.generate` takes, of a run or of `msd_jax.convert`.
-
-  Raises:
-    ValueError: the folder has no students.
-  """
-  if os.path.isdir(os.path.join(path, 'checkpoints')):
-    params, _ = checkpoint.load(path)
-  else:
-    with ocp.StandardCheckpointer() as reader:
-      params = reader.restore(os.path.abspath(path))
-  if 'router' not in params:
-    raise ValueError(
-        f'{path}: no students in it; a published generator needs '
-        '`python -m msd_jax.convert --one_step`')
-  return params
 
 
 def read_images(name: str) -> core_data.Source:
@@ -63,10 +42,10 @@ def _extractor(args):
 
 def measure_fid(args: argparse.Namespace) -> str:
   """The command's first half: see `fid.measure`."""
-  params = read_students(args.students)
+  params = export.read_students(args.students)
   module = networks.from_description(params['network'])
   reference = fid.read_reference(
-      args.reference, routing.example_shape(module)[0])
+      args.reference, networks.example_shape(module)[0])
   extract = _extractor(args)
   real = None
   if args.real:

@@ -69,17 +69,34 @@ def build(
   return NETWORKS[kind](num_classes=num_classes, **settings)
 
 
-def describe(module: nn.Module) -> dict[str, dict[str, np.ndarray]]:
-  """{kind: {field: array}}: a module's settings as leaves beside its params.
+def settings(module: nn.Module) -> dict[str, dict[str, Any]]:
+  """{kind: {field: value}}: what JSON can hold of a module.
 
-  All fields are there, since a default may change. A tuple carries its length
-  first: an array of no elements cannot be saved.
+  All fields are there, since a default may change, but for those of how it is
+  computed.
   """
   kind = next(k for k, cls in NETWORKS.items() if type(module) is cls)
   skip = ('parent', 'name', 'dtype', 'remat')
   return {kind: {
-      field: _to_array(getattr(module, field))
+      field: getattr(module, field)
       for field in module.__dataclass_fields__ if field not in skip}}
+
+
+def from_settings(description: Mapping[str, Mapping[str, Any]]) -> nn.Module:
+  """The inverse of `settings`, also after JSON has made lists of tuples."""
+  (kind, fields), = description.items()
+  return NETWORKS[kind](**{
+      field: tuple(value) if isinstance(value, list) else value
+      for field, value in fields.items()})
+
+
+def describe(module: nn.Module) -> dict[str, dict[str, np.ndarray]]:
+  """{kind: {field: array}}: `settings` as leaves beside the module's params.
+
+  A tuple carries its length first: an array of no elements cannot be saved.
+  """
+  (kind, fields), = settings(module).items()
+  return {kind: {field: _to_array(value) for field, value in fields.items()}}
 
 
 def _to_array(value):
@@ -89,11 +106,18 @@ def _to_array(value):
 
 def from_description(description: Mapping[str, Any]) -> nn.Module:
   """The inverse of `describe`."""
-  (kind, settings), = description.items()
-  return NETWORKS[kind](**{
-      field: tuple(value[1:].tolist()) if value.ndim else value.item()
+  (kind, fields), = description.items()
+  return from_settings({kind: {
+      field: value[1:].tolist() if value.ndim else value.item()
       for field, value in (
-          (f, np.asarray(v)) for f, v in settings.items())})
+          (f, np.asarray(v)) for f, v in fields.items())}})
+
+
+def example_shape(module: nn.Module) -> tuple[int, ...]:
+  """Of one image or point."""
+  if hasattr(module, 'shape'):
+    return module.shape
+  return (module.resolution, module.resolution, module.channels)
 
 
 def apply_fn(module: nn.Module) -> Callable[..., jax.Array]:

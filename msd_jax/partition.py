@@ -2,7 +2,7 @@
 
 A router is int32 [Y]: the student of every label. It is saved with the
 students' params, and is all that inference needs to choose one. Conditions
-that are no classes, such as embeddings of text, have `Quadrants` instead.
+that are no classes, such as embeddings of text, have `fit_quadrants` instead.
 """
 
 from collections.abc import Sequence

@@ -12,9 +12,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from msd_jax import networks
 from msd_jax import songunet
 from msd_jax import torch_files
 from msd_jax import unet
@@ -71,10 +71,28 @@ def _read_safetensors(path):
         f'{path}: not a readable safetensors file: {error}') from error
 
 
-def write_safetensors(tensors: Tensors, path: str) -> None:
+def write_safetensors(
+    tensors: Tensors, path: str, metadata: Mapping[str, str] | None = None
+) -> None:
   """The inverse of reading one."""
   source.extra('safetensors.numpy', 'published').save_file(
-      {name: np.ascontiguousarray(a) for name, a in tensors.items()}, path)
+      {name: np.ascontiguousarray(a) for name, a in tensors.items()}, path,
+      metadata=metadata and dict(metadata))
+
+
+def read_metadata(path: str) -> dict[str, str]:
+  """Of a .safetensors file, without its tensors.
+
+  Raises:
+    torch_files.FileError: it is damaged.
+  """
+  safetensors = source.extra('safetensors', 'published')
+  try:
+    with safetensors.safe_open(path, framework='numpy') as file:
+      return file.metadata() or {}
+  except (OSError, safetensors.SafetensorError) as error:
+    raise torch_files.FileError(
+        f'{path}: not a readable safetensors file: {error}') from error
 
 
 def read_network(
@@ -98,12 +116,10 @@ def read_network(
 
 
 def abstract_params(module: nn.Module) -> Any:
-  """Shapes of a U-Net's params; nothing is computed."""
-  images = jnp.zeros((1, module.resolution, module.resolution,
-                      module.channels))
+  """Shapes of a network's params; nothing is computed."""
   return jax.eval_shape(
-      module.init, jax.random.key(0), images, jnp.zeros(1),
-      jnp.zeros(1, jnp.int32))['params']
+      lambda key: networks.init_params(
+          module, key, networks.example_shape(module)), jax.random.key(0))
 
 
 def to_params(tensors: Tensors, module: nn.Module) -> Any:
@@ -315,6 +331,8 @@ def _transposed(leaf, array, *, back):
 
 def _filters(module):
   """The constants of a network's resampling layers: name -> [1, 1, n, n]."""
+  if not hasattr(module, 'blocks'):
+    return {}
   taps = np.asarray(getattr(module, 'resample_filter', (1, 1)), np.float32)
   both = np.outer(taps, taps)
   both = (both / both.sum())[None, None]

@@ -46,14 +46,14 @@ class Settings:
 
 def make_init(
     tx: optax.GradientTransformation, settings: Settings, num_students: int,
-    *, seed: int,
+    *, key: jax.Array,
 ) -> Callable[[Any], students.State]:
-  """frozen -> State; 'start' and 'carried' are as in `students.make_init`."""
+  """frozen -> State; its arguments are as in `students.make_init`."""
 
   def init(frozen):
     generators = students.starting_generators(frozen, num_students)
     return students.State(
-        step=jnp.int32(0), key=jax.random.key(seed),
+        step=jnp.int32(0), key=key,
         students=Student(
             generator=generators, opt_state=jax.vmap(tx.init)(generators),
             target=generators if settings.target_decay else None,
@@ -113,6 +113,9 @@ def make_consistency_loss(
 ) -> Loss:
   """Consistency distillation (algorithm 2), the teacher's ODE by Heun's method.
 
+  Without a slow target the student looks up to itself, by no gradient
+  (theta^- = theta, decay 0).
+
   Args:
     student: f(x, sigma), which is x at the lowest level.
     teacher: its D.
@@ -132,7 +135,8 @@ def make_consistency_loss(
         lambda x, sigma: teacher(shared['teacher'], x, sigma, labels),
         x, sigma, lower)
     found = student(params, x, sigma, labels)
-    wanted = student(target, x_lower, lower, labels)
+    slow = params if target is None else target
+    wanted = student(slow, x_lower, lower, labels)
     return losses.regression_loss(
         found, wanted, distance(shared.get('distance'))), found
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from core_jax import folder
+from core_jax import keys
 from core_jax import loop
 from core_jax import report as report_lib
 from msd_jax import diffusion
@@ -29,7 +30,7 @@ _TITLES = {
 
 def titles(run: setup.Setup) -> dict[str, str]:
   """Name of each sampler -> the same for people."""
-  routers = setup.routers(run)
+  routers = run.routers
   found = {'teacher': 'Teacher'}
   for stage in setup.student_stages(run.config, routers):
     num = int(routers[stage.students].max()) + 1
@@ -59,7 +60,7 @@ def samplers(
         settings)
 
   found = {'teacher': functools.partial(sample_teacher, params['teacher'])}
-  for stage in setup.student_stages(run.config, setup.routers(run)):
+  for stage in setup.student_stages(run.config, run.routers):
     found[stage.name] = functools.partial(
         routing.generate, params[stage.name])
   return found
@@ -82,8 +83,7 @@ def report(
     todo: the stages that it went through.
     started: by the monotonic clock.
   """
-  # Another stream than the stages', which use key(seed) itself.
-  key = jax.random.fold_in(jax.random.key(run.config.seed), 1)
+  key = keys.stream(run.config.seed, 'evaluation')
   show = _points if len(run.dataset.shape) == 1 else _images
   figures, sections = show(run, params, path, key)
   sections += _watched(path, todo) + _ledger(run, path, todo)
@@ -134,7 +134,7 @@ def _watched(path, todo):
 
 def _ledger(run, path, todo):
   """The table of cost per network."""
-  routers = setup.routers(run)
+  routers = run.routers
   num = {stage.name: int(routers[stage.students].max()) + 1 for stage in
          setup.student_stages(run.config, routers)}
   rows = [list(row.values()) for row in watch.ledger(path, todo, num)]
@@ -154,7 +154,7 @@ def _images(run, params, path, key):
   module = setup.make_classifier(run)
   classify = functools.partial(
       evaluate.predict, module.apply, params['classifier'])
-  routers = setup.routers(run)
+  routers = run.routers
   figures, samples = evaluate.evaluate_images(
       samplers(run, params), run.dataset, classify, key,
       num_sets=run.config.evaluation.num_sets,

@@ -30,7 +30,7 @@ def bundle(
   Args:
     generators: params [K, ...].
     module: whose params they are.
-    router: int32 [Y], the student of every label.
+    router: int32 [Y], the student of every label, -1 for none of these.
     sigma_max: of the noise that the generators take.
     sigma_data: of their preconditioning.
     sigma_min: the same; above 0 for consistency models.
@@ -68,11 +68,18 @@ def generate(
     float32 [B, H, W, C] in about [-1, 1] (points: [B, 2]).
 
   Raises:
-    ValueError: a label out of range.
+    ValueError: a label out of range, or of a student that is not there.
   """
   labels = check_labels(labels, params['router'].shape[0])
+  absent = np.flatnonzero(np.asarray(params['router'])[labels] < 0)
+  if absent.size:
+    raise ValueError(
+        f'labels[{absent[0]}] = {labels[absent[0]]} is a class of another '
+        'student; msd_jax.open_students takes a folder of several')
   module = networks.from_description(params['network'])
   arrays = {name: params[name] for name in _ARRAYS}
+  if not len(labels):
+    return jnp.zeros((0, *networks.example_shape(module)))
   return _generate(module, min(block_size, len(labels)), arrays, labels, key)
 
 
@@ -93,27 +100,58 @@ def check_labels(labels: Any, num_classes: int) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _generate(module, block_size, arrays, labels, key):
-  shape = example_shape(module)
-  keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(
-      jnp.arange(len(labels)))
-  noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+  noise = _noise(module, jnp.arange(len(labels)), key)
+  return route(
+      _one_step(module, arrays), arrays['generator'],
+      arrays['router'][labels], noise, labels, block_size)
+
+
+def generate_rows(
+    params: dict[str, Any], labels: np.ndarray, rows: np.ndarray,
+    key: jax.Array, block_size: int,
+) -> np.ndarray:
+  """Some of the images that `generate` makes of `labels`, by one student.
+
+  Args:
+    params: of one student, K = 1.
+    labels: int32 [B], checked.
+    rows: int [n], those that the student is asked for, n above 0.
+    key: typed PRNG key.
+    block_size: images made at a time.
+
+  Returns:
+    float32 [n, ...].
+  """
+  module = networks.from_description(params['network'])
+  arrays, parts = {name: params[name] for name in _ARRAYS}, []
+  size = min(block_size, len(labels))
+  for start in range(0, len(rows), size):
+    # The last block repeats its last row: one shape, one compilation.
+    part = rows[np.minimum(np.arange(start, start + size), len(rows) - 1)]
+    parts.append(_generate_block(module, arrays, labels[part], part, key))
+  return np.concatenate(parts)[:len(rows)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _generate_block(module, arrays, labels, rows, key):
+  generator = jax.tree.map(lambda x: x[0], arrays['generator'])
+  return _one_step(module, arrays)(
+      generator, _noise(module, rows, key), labels)
+
+
+def _one_step(module, arrays):
+  """(generator, noise, labels) -> images of one student."""
   denoised = diffusion.make_denoiser(
       networks.apply_fn(module), arrays['sigma_data'], arrays['sigma_min'])
-
-  def one_student(params, noise, labels):
-    return turns.generated(
-        denoised, params, noise, labels, arrays['sigma_max'])
-
-  return route(
-      one_student, arrays['generator'], arrays['router'][labels], noise,
-      labels, block_size)
+  return lambda generator, noise, labels: turns.generated(
+      denoised, generator, noise, labels, arrays['sigma_max'])
 
 
-def example_shape(module: nn.Module) -> tuple[int, ...]:
-  """Of one image or point."""
-  if hasattr(module, 'shape'):
-    return module.shape
-  return (module.resolution, module.resolution, module.channels)
+def _noise(module, rows, key):
+  """Of the images `rows` int [n] of a call: [n, ...], each by its own key."""
+  shape = networks.example_shape(module)
+  keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(rows)
+  return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
 def route(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import functools
@@ -40,7 +41,9 @@ class Setup:
   mesh: jax.sharding.Mesh
   teacher: nn.Module
   student: nn.Module
-  class_embeddings: np.ndarray | None = None  # [Y, E], for partition 'kmeans'
+  # Name of each group of students -> its router, in the order of training. The
+  # students come last: the newest checkpoint of a run is theirs.
+  routers: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +51,7 @@ class StudentStage:
   """One stage of some students: `before` is the one that it goes on from."""
 
   name: str
-  students: str  # as in `routers`
+  students: str  # as in `Setup.routers`
   kind: str  # of STUDENT_BLOCKS
   before: 'StudentStage | None' = None
 
@@ -78,18 +81,13 @@ def make(
           config.num_students, config.student_devices, devices),
       teacher=build(config.teacher.network),
       student=build(config.students.network))
-  if config.partition == 'kmeans':
-    run = dataclasses.replace(run, class_embeddings=_teacher_embeddings(run))
-  router(run, config.num_students)
-  kinds = student_kinds(config)
-  blocks = {'teacher', 'classifier', 'score_matching', 'students',
-            *(STUDENT_BLOCKS[kind] for kind in kinds)}
-  for name in sorted(blocks):
-    if config[name] and 'batch_size' in config[name]:
-      alone = name in ('teacher', 'classifier', 'score_matching')
+  run = dataclasses.replace(run, routers=_routers(run))
+  blocks = {STUDENT_BLOCKS[kind] for kind in student_kinds(config)}
+  for name in sorted({'students', *blocks}):
+    if 'batch_size' in config[name]:
       mesh_lib.check_batch_size(
-          config[name].batch_size, data_mesh(run) if alone else run.mesh,
-          f'{name}.batch_size', config.compute.microbatches)
+          config[name].batch_size, run.mesh, f'{name}.batch_size',
+          config.compute.microbatches)
   unknown = set(config.baselines) - {'equal_batch', 'equal_compute'}
   if unknown:
     raise ValueError(
@@ -119,23 +117,24 @@ def student_kinds(config: Any) -> tuple[str, ...]:
   return kinds
 
 
-def routers(run: Setup) -> dict[str, np.ndarray]:
-  """Name of each group of students -> its router, in the order of training.
-
-  The students come last: the newest checkpoint of a run is theirs.
-  """
-  found = {}
-  if run.config.num_students > 1:
-    found = {f'single_{name}': router(run, 1)
-             for name in run.config.baselines}
-  return {**found, 'students': router(run, run.config.num_students)}
+def stage_settings(config: Config, kind: str) -> Config:
+  """The block of a stage; 'adm' says only what differs from 'students'."""
+  block = config[STUDENT_BLOCKS[kind]]
+  return Config({**config.students, **block}) if kind == 'adm' else block
 
 
-def router(run: Setup, num_students: int) -> np.ndarray:
-  """The student of each class, int32 [Y]."""
-  return partition.make_router(
-      run.config.partition, run.dataset.num_classes, num_students,
-      run.config.seed, run.class_embeddings)
+def _routers(run):
+  """Of the baselines, then of the students; k-means runs once."""
+  config = run.config
+  embeddings = (
+      _teacher_embeddings(run) if config.partition == 'kmeans' else None)
+  router = lambda num_students: partition.make_router(
+      config.partition, run.dataset.num_classes, num_students, config.seed,
+      embeddings)
+  students = router(config.num_students)
+  names = config.baselines if config.num_students > 1 else ()
+  return {**{f'single_{name}': router(1) for name in names},
+          'students': students}
 
 
 def _teacher_embeddings(run):
@@ -156,7 +155,7 @@ def student_stages(
 
   Args:
     config: a ConfigDict, or a dict as a run has saved it.
-    names: of the groups, see `routers`.
+    names: of the groups, see `Setup.routers`.
   """
   stages = []
   kinds = student_kinds(config)
@@ -170,11 +169,11 @@ def student_stages(
 
 
 def stage_steps(config: Any, names: Iterable[str]) -> dict[str, int]:
-  """Stage -> rounds, in order, without what another run has given.
+  """Stage -> rounds of all stages in order, those included that are given.
 
   Args:
     config: a ConfigDict, or a dict as a run has saved it.
-    names: of the groups of students, see `routers`.
+    names: of the groups of students, see `Setup.routers`.
   """
   steps = given.teacher_steps(config)
   for stage in student_stages(config, names):
@@ -186,12 +185,13 @@ def stage_steps(config: Any, names: Iterable[str]) -> dict[str, int]:
 
 
 def optimizer(
-    settings: Any, lr: float | None = None) -> optax.GradientTransformation:
-  """AdamW as a block of the config says."""
+    settings: Any, *, lr: float | None = None, updates_per_round: int = 1
+) -> optax.GradientTransformation:
+  """AdamW as a block of the config says, whose warm-up is in rounds."""
   return teacher.make_optimizer(
       lr=settings.lr if lr is None else lr,
-      warmup_steps=settings.warmup_steps, clip_norm=settings.clip_norm,
-      weight_decay=settings.weight_decay)
+      warmup_steps=settings.warmup_steps * updates_per_round,
+      clip_norm=settings.clip_norm, weight_decay=settings.weight_decay)
 
 
 def denoiser(

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 
 from core_jax import data as data_lib
+from core_jax import keys
 from core_jax import loop
+from core_jax import mesh as mesh_lib
 from msd_jax import classifier
 from msd_jax import distillation
 from msd_jax import networks
@@ -22,7 +24,7 @@ def make_stages(
   make = {
       'teacher': teacher_stage, 'classifier': classifier_stage,
       'score_matching': score_matching_stage}
-  routers = setup.routers(run)
+  routers = run.routers
   of_students = {
       stage.name: stage for stage in setup.student_stages(run.config, routers)}
   return [
@@ -35,21 +37,28 @@ def make_stages(
 
 def _one_network_stage(
     run, name, init_params, loss_fn, frozen=None, seed=None):
-  """A stage that trains one network on the images of the training set."""
+  """A stage that trains one network on the images of the training set.
+
+  Raises:
+    ValueError: its batch does not divide over the devices.
+  """
   settings = run.config[name]
   seed = run.config.seed if seed is None else seed
   tx = setup.optimizer(settings)
-  compute = run.config.compute
+  compute, mesh = run.config.compute, setup.data_mesh(run)
+  mesh_lib.check_batch_size(
+      settings.batch_size, mesh, f'{name}.batch_size', compute.microbatches)
   return loop.Stage(
       name=name,
       num_steps=settings.num_steps,
-      mesh=setup.data_mesh(run),
-      init=teacher.make_init(init_params, tx, seed),
+      mesh=mesh,
+      init=teacher.make_init(init_params, tx, keys.stream(seed, name)),
       step=teacher.make_step(
           loss_fn, tx, settings.ema_half_life_steps, compute.microbatches),
       params=lambda state: state.ema,
       batch=data_lib.make_batches(
-          run.dataset.train, settings.batch_size, seed=seed),
+          run.dataset.train, settings.batch_size,
+          seed=keys.number(seed, name)),
       frozen=frozen or (lambda results: {}),
       fsdp=compute.fsdp)
 

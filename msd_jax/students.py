@@ -34,16 +34,17 @@ def make_init(
     networks: turns.Networks,
     num_students: int,
     *,
-    seed: int,
+    key: jax.Array,
     ema: bool,
 ) -> Callable[[Any], State]:
-  """frozen -> State: K students at the start of a stage.
+  """frozen -> State: K students at the start of a stage, whose key this is.
 
   frozen: 'teacher', params of the teacher, from which the fake score starts;
   'start', params from which the generator starts (the teacher's, or those of
   a smaller network after teacher score matching). Students of an earlier
   stage have 'carried' instead of 'start': 'generator' [K, ...] and, where that
-  stage had one, 'fake' [K, ...]. The discriminator's head is always new.
+  stage had one, 'fake' [K, ...]. A new fake score of another network than the
+  teacher's starts from 'fake'. The discriminator's head is always new.
   """
 
   def student(key, generator, fake):
@@ -56,15 +57,15 @@ def make_init(
         ema=generator if ema else None)
 
   def init(frozen):
-    key = jax.random.key(seed)
-    head_keys = jax.vmap(lambda k: jax.random.fold_in(key, k))(
+    step_key, head_key = jax.random.split(key)
+    head_keys = jax.vmap(lambda k: jax.random.fold_in(head_key, k))(
         jnp.arange(num_students))
     carried = frozen.get('carried', {})
     fake = carried.get('fake')
     if fake is None:
-      fake = spread(frozen['teacher'], num_students)
+      fake = spread(frozen.get('fake', frozen['teacher']), num_students)
     return State(
-        step=jnp.int32(0), key=key,
+        step=jnp.int32(0), key=step_key,
         students=jax.vmap(student)(
             head_keys, starting_generators(frozen, num_students), fake))
 

@@ -47,7 +47,7 @@ def run_all(
       cell = copy.deepcopy(config)
       cell.seed = seed
       cell.update_from_flattened_dict({field: value})
-      cell.teacher_workdir = first or config.teacher_workdir
+      cell.teacher_workdir = config.teacher_workdir or first or ''
       path = pathlib.Path(workdir) / f'{field}={value}-seed={seed}'
       first = first or str(path)
       if (path / 'summary.json').exists():

@@ -51,16 +51,16 @@ def make_optimizer(
 def make_init(
     init_params: Callable[[jax.Array], Any],
     tx: optax.GradientTransformation,
-    seed: int,
+    key: jax.Array,
 ) -> Callable[[Any], State]:
-  """frozen -> State at step 0."""
+  """frozen -> State at step 0; the key is the stage's."""
 
   def init(frozen):
     del frozen
-    init_key, key = jax.random.split(jax.random.key(seed))
+    init_key, step_key = jax.random.split(key)
     params = init_params(init_key)
     return State(
-        step=jnp.int32(0), key=key, params=params, ema=params,
+        step=jnp.int32(0), key=step_key, params=params, ema=params,
         opt_state=tx.init(params))
 
   return init

@@ -32,9 +32,9 @@ def train_and_evaluate(config: setup.Config, workdir: str) -> dict[str, Any]:
   """
   started = time.monotonic()
   run = setup.make(config)
-  path = folder.claim(workdir, config)
   found = given.results(config, run.teacher)
   todo = stages.make_stages(run, found)
+  path = folder.claim(workdir, config)  # Once all of the config is checked.
   if jax.process_index() == 0:
     print(announcement(run, todo, path), flush=True)
   params = loop.fit(todo, config, str(path), found)
@@ -53,7 +53,7 @@ def announcement(run: setup.Setup, todo: list[loop.Stage], path: Any) -> str:
   names = {stage.name for stage in todo}
   carried = ''.join(
       f'{distillation.describe(run, stage)}\n'
-      for stage in setup.student_stages(config, setup.routers(run))
+      for stage in setup.student_stages(config, run.routers)
       if stage.name in names)
   steps = ', '.join(f'{stage.name} {stage.num_steps}' for stage in todo)
   return (

@@ -233,10 +233,12 @@ def image_gradient(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Gradient of the terms of DM and GAN by the images x [B, ...]; metrics."""
   dm_key, gan_key = jax.random.split(key)
-  gradient = matching_gradient(recipe, student, x, labels, dm_key, teacher)
+  gradient, not_finite = losses.without_not_finite(
+      matching_gradient(recipe, student, x, labels, dm_key, teacher))
   dx = jax.grad(losses.distribution_matching_loss)(x, gradient)
   metrics = {'dm_gradient_abs': jnp.mean(jnp.abs(gradient)),
-             'dm_x_grad_norm': optax.tree.norm(dx), **brightness(x)}
+             'dm_x_grad_norm': optax.tree.norm(dx),
+             'dm_not_finite': not_finite, **brightness(x)}
   if recipe.settings.gan:
     gan_dx, of_gan = _gan_gradient(
         recipe, student, x, labels, gan_key, teacher, dx)

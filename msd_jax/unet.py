@@ -27,9 +27,10 @@ class ADM(nn.Module):
   """F(x; c_noise, label) of the EDM preconditioning.
 
   A new network is 0 everywhere: each residual branch and the output begin at
-  0. `dtype` is that of convolutions and matrix products; parameters, norms and
-  attention are float32. `remat` keeps the inputs of branches and attentions
-  alone for the gradient, and computes the rest again.
+  0. `dtype` is that of convolutions and matrix products of images; parameters,
+  norms, attention and the embedding of noise and class are float32. `remat`
+  keeps the inputs of branches and attentions alone for the gradient, and
+  computes the rest again.
   """
   resolution: int
   channels: int
@@ -71,7 +72,7 @@ class ADM(nn.Module):
     if self.is_initializing():
       return jnp.zeros(x.shape)  # As a new network gives.
 
-    emb = _embed(params, c_noise, labels, self.model_channels, self.dtype)
+    emb = _embed(params, c_noise, labels, self.model_channels)
     x = layers.conv3x3(params['enc'][self._first], x.astype(self.dtype))
     skips = [x]
     for i, block in enumerate(encoder):
@@ -181,16 +182,15 @@ def _block_leaves(block, emb_channels):
 # Application.
 
 
-def _embed(params, c_noise, labels, channels, dtype):
+def _embed(params, c_noise, labels, channels):
   """Of the noise level and the class: [B], [B] -> [B, E], through a SiLU."""
   frequencies = 10000. ** (-jnp.arange(channels // 2) / (channels // 2))
   angles = c_noise.astype(jnp.float32)[:, None] * frequencies[None]
   emb = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-  emb = nn.silu(layers.dense(params['map_layer0'], emb.astype(dtype)))
+  emb = nn.silu(layers.dense(params['map_layer0'], emb))
   emb = layers.dense(params['map_layer1'], emb)
-  kernel = params['map_label']['kernel'].astype(dtype)
-  return nn.silu(emb + jax.nn.one_hot(labels, len(kernel), dtype=dtype)
-                 @ kernel)
+  kernel = params['map_label']['kernel']
+  return nn.silu(emb + jax.nn.one_hot(labels, len(kernel)) @ kernel)
 
 
 def _apply_block(block, params, x, emb, key, dropout, remat):

@@ -75,6 +75,13 @@ def test_a_stage_starts_from_the_results_of_the_one_before(tmp_path):
   assert {row['stage'] for row in rows[6:]} == {'two'}
 
 
+def test_a_stage_of_no_rounds_is_refused(tmp_path):
+  stages = [line_stage('one'), line_stage('two', num_steps=0, start='one')]
+  with pytest.raises(ValueError, match="num_steps=0 of stage 'two'.*least 1"):
+    loop.fit(stages, config(), str(tmp_path))
+  assert not list(tmp_path.iterdir())
+
+
 def test_the_last_checkpoint_of_each_stage_is_kept(tmp_path):
   loop.fit(two_stages(), config(), str(tmp_path))
   kept = {int(p.name) for p in (tmp_path / 'checkpoints').iterdir()}

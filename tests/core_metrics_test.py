@@ -79,7 +79,6 @@ def test_only_process_zero_writes(tmp_path, monkeypatch):
   monkeypatch.setattr(jax, 'process_index', lambda: 1)
   with metrics.MetricsWriter(tmp_path / 'run') as writer:
     writer.write(1, 'train', {'loss': 1.0})
-    writer.write_images(1, {'grid': np.zeros((2, 2, 3), np.uint8)})
   assert not (tmp_path / 'run').exists()
 
 
@@ -87,13 +86,10 @@ def test_tensorboard_events(tmp_path):
   pytest.importorskip('tensorboardX')
   with metrics.MetricsWriter(tmp_path) as writer:
     writer.write(4, 'train', {'loss': 0.25})
-    writer.write_images(4, {'grid': np.full((4, 6, 3), 255, np.uint8)})
   values = {value.tag: (event.step, value) for event in events(tmp_path)
             for value in event.summary.value}
   assert values['train/loss'][0] == 4
   assert values['train/loss'][1].simple_value == 0.25
-  assert (values['grid'][1].image.height, values['grid'][1].image.width) == (
-      4, 6)
 
 
 def test_tensorboard_purges_what_is_run_again(tmp_path):
@@ -109,15 +105,7 @@ def test_tensorboard_is_optional(tmp_path, monkeypatch):
   monkeypatch.setattr(metrics, 'tensorboardX', None)
   with metrics.MetricsWriter(tmp_path) as writer:
     writer.write(1, 'train', {'loss': 1.0})
-    writer.write_images(1, {'grid': np.zeros((2, 2, 3), np.uint8)})
   assert [p.name for p in tmp_path.iterdir()] == ['metrics.jsonl']
-
-
-def test_images_must_be_uint8_hwc(tmp_path):
-  pytest.importorskip('tensorboardX')
-  with metrics.MetricsWriter(tmp_path) as writer:
-    with pytest.raises(ValueError, match="'grid' is float32"):
-      writer.write_images(1, {'grid': np.zeros((2, 2, 3), np.float32)})
 
 
 def test_check_finite_names_metric_stage_and_step():

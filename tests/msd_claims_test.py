@@ -34,9 +34,26 @@ def test_the_table_says_where_the_trend_holds():
   assert msd_claims.verdict([1.]) == 'yes, on one seed'
 
 
-def test_what_is_finished_is_only_read(tmp_path):
-  folder = pathlib.Path(tmp_path, 'small-with-TSM-3')
+def test_what_is_finished_is_only_read_and_the_rest_is_estimated(
+    tmp_path, monkeypatch, capsys):
+  rows = ['dm', 'K = 2', 'K = 8', 'consistency, K = 1']
+  folder = tmp_path / 'K-2-3'
   folder.mkdir()
   (folder / 'summary.json').write_text('{"students_frechet": 0.5}')
-  assert msd_claims.run_row('small, with TSM', 3, tmp_path, {}) == {
-      'students_frechet': 0.5}
+  ran, clock = [], iter(range(0, 10_000, 60))
+
+  def record(config, path):
+    ran.append(pathlib.Path(path).name)
+    return {'students_frechet': 1.}
+
+  monkeypatch.setattr(msd_claims.train, 'train_and_evaluate', record)
+  monkeypatch.setattr(msd_claims.time, 'monotonic', lambda: next(clock))
+  text = msd_claims.run_all(rows, [3], tmp_path, {})
+  assert ran == ['dm-3', 'K-8-3', 'consistency-K-1-3']
+  assert '| K = 2 | K = 1 |' not in text and '| K = 2 | 0.5000 |' in text
+  # A minute for 4 x 800 x 6 updates; 8 x 800 x 6 and 4000 are to come. Then
+  # two for 57,600, so that 4,000 are eight seconds.
+  assert [line.partition('; ')[2] for line in
+          capsys.readouterr().out.splitlines()] == [
+              '3 runs to go', '2 runs to go, about 2 min',
+              '2 runs to go, about 2 min', '1 runs to go, about 0 min']

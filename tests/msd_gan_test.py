@@ -166,7 +166,7 @@ def make_run(gan, mesh=None):
                   name, shape in (('mean', 1), ('w', (1, 8)), ('b', 8))},
       'start': {'mean': jnp.zeros(1)}, 'classes': classes, 'sizes': sizes}
   mesh = mesh or mesh_lib.make_mesh(devices=jax.devices()[:1])
-  init = jax.jit(students.make_init(parts, 2, seed=0, ema=False))
+  init = jax.jit(students.make_init(parts, 2, key=jax.random.key(0), ema=False))
   return init(frozen), students.make_round(
       parts, settings, (1,), mesh), frozen
 
@@ -244,6 +244,15 @@ def test_matched_gives_both_gradients_one_norm():
   np.testing.assert_allclose(
       metrics['gan_weight'] * metrics['gan_x_grad_norm'],
       0.5 * metrics['dm_x_grad_norm'], rtol=1e-4)
+
+
+def test_a_fake_score_gone_to_infinity_moves_no_image_and_is_logged():
+  recipe, student, x, labels, teacher = one_student(None)
+  student = student.replace(fake={**student.fake, 'mean': jnp.full(1, jnp.inf)})
+  _, _, metrics = jax.jit(lambda student: turns.update_generator(
+      recipe, student, (x, labels), None, jax.random.key(0),
+      {'teacher': teacher}))(student)
+  assert metrics['dm_not_finite'] == 1 and metrics['dm_x_grad_norm'] == 0
 
 
 def test_heads_are_new_and_each_students_own():

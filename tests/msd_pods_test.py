@@ -109,6 +109,12 @@ def test_students_have_the_sizes_that_the_docs_say(variant, params):
   assert sum(x.size for x in jax.tree.leaves(shapes)) == params
 
 
+def test_tiny_students_have_the_teachers_network_where_large_ones_do():
+  for variant, same in (('tiny', True), ('s+tiny', False)):
+    config = imagenet64.get_config(variant)
+    assert (config.students.network == config.teacher.network) == same
+
+
 def test_one_student_takes_the_rounds_of_four():
   four, single = (imagenet64.get_config(v) for v in ('', 'single'))
   assert single.num_students == 1 and single.students.ema_decay

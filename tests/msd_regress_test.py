@@ -64,7 +64,7 @@ def test_heun_steps_are_of_second_order():
   np.testing.assert_allclose(orders, 2., atol=0.15)
 
 
-def consistency_run(loss_of, mesh, num_levels=12):
+def consistency_run(loss_of, mesh, num_levels=12, target_decay=0.9):
   """Two students that know one number a class: the mean of the flow's end."""
   levels = diffusion.karras_sigmas(num_levels, 0.01, 10.)[::-1]
 
@@ -76,12 +76,14 @@ def consistency_run(loss_of, mesh, num_levels=12):
         sigma[:, None] <= levels[0], x, mean + (x - mean) * scale)
 
   tx = optax.adam(2e-2)
-  settings = regress.Settings(batch_size=64, target_decay=0.9, ema_decay=0.9)
+  settings = regress.Settings(
+      batch_size=64, target_decay=target_decay, ema_decay=0.9)
   classes, sizes = partition.members(np.array([0, 1]))
   frozen = {'teacher': {}, 'start': {'mean': jnp.zeros(2)},
             'classes': classes, 'sizes': sizes}
   loss = loss_of(student, levels)
-  state = jax.jit(regress.make_init(tx, settings, 2, seed=0))(frozen)
+  init = regress.make_init(tx, settings, 2, key=jax.random.key(0))
+  state = jax.jit(init)(frozen)
   return state, regress.make_step(loss, tx, settings, mesh), frozen
 
 
@@ -126,6 +128,17 @@ def test_no_gradient_reaches_the_slow_target_and_it_follows():
                    new.students.generator), atol=1e-6)
 
 
+def test_without_decay_the_target_is_the_student_itself():
+  """The first step is that of any decay, since both start as one."""
+  ends = []
+  for decay in (0., 0.9):
+    state, step, frozen = consistency_run(
+        consistency_loss, one_device(), target_decay=decay)
+    ends.append(jax.jit(step)(state, clean(0), frozen)[0].students)
+  assert ends[0].target is None
+  chex.assert_trees_all_equal(ends[0].generator, ends[1].generator)
+
+
 def test_eight_devices_equal_one():
   ends = []
   for mesh in (one_device(), mesh_lib.make_mesh(2)):
@@ -155,7 +168,7 @@ def test_post_distillation_copies_each_students_own_teacher():
   large = {'a': jnp.array([1., -1.]), 'b': jnp.array([.5, .2])}
   frozen = {'start': {'a': jnp.float32(0), 'b': jnp.float32(0)},
             'own': {'large': large}, 'classes': classes, 'sizes': sizes}
-  state = regress.make_init(tx, settings, 2, seed=0)(frozen)
+  state = regress.make_init(tx, settings, 2, key=jax.random.key(0))(frozen)
   step = jax.jit(regress.make_step(loss, tx, settings, mesh))
   for _ in range(200):
     state, _ = step(state, {}, frozen)

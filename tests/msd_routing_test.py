@@ -61,6 +61,11 @@ def test_an_image_does_not_change_with_its_company(params):
   np.testing.assert_allclose(others[rows], whole[rows], rtol=1e-5)
 
 
+def test_no_labels_are_no_images(params):
+  images = msd_jax.generate(params, np.zeros(0, int), jax.random.key(0))
+  assert images.shape == (0, 4, 4, 1)
+
+
 def test_other_labels_do_not_compile_again(params):
   before = routing._generate._cache_size()
   for labels in ([0] * 9, [0, 1, 2, 3, 4, 5, 0, 1, 2], [5] * 9):

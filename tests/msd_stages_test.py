@@ -7,11 +7,13 @@ import shutil
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
 from configs import digits
+from core_jax import checkpoint
 from core_jax import data as core_data
 from core_jax import loop
 import msd_jax
@@ -23,6 +25,8 @@ from msd_jax import distillation
 from msd_jax import given
 from msd_jax import make_pairs
 from msd_jax import networks
+from msd_jax import published
+from msd_jax import recipe
 from msd_jax import results
 from msd_jax import setup
 from msd_jax import stages
@@ -171,7 +175,7 @@ def test_pairs_are_shared_by_default_and_filtered_on_request(teacher):
     stage, = stages.make_stages(run, given.results(run.config, run.teacher))
     pairs = stage.batch(0)['pairs']
     assert pairs['image'].shape == (16, 2, 8, 8, 1)
-    own = setup.routers(run)['students'][pairs['label']] == np.arange(2)[None]
+    own = run.routers['students'][pairs['label']] == np.arange(2)[None]
     assert own.all() == filtered
 
 
@@ -200,12 +204,27 @@ def test_regression_to_pairs_pulls_the_generator_to_them(teacher, tmp_path):
     ({'student_stages': 'adm', 'adm.gan_weight': 'auto'},
      "adm.gan_weight='auto'"),
     ({'student_stages': 'post'}, 'post.workdir is not set'),
+    ({'students.fake_network': 'small'},
+     "students.fake_network='small' is not known; there are teacher, student"),
+    ({'students.fake_network': 'student', 'students.network.width': 8,
+      'score_matching.num_steps': 0}, "fake_network='student' starts from"),
 ])
 def test_bad_fields_are_named(teacher, changes, message):
   config = with_pairs(teacher, **changes)
   with pytest.raises(ValueError, match=message):
     run = setup.make(config)
     stages.make_stages(run, given.results(config, run.teacher))
+
+
+def test_the_batch_of_a_teacher_that_is_given_need_not_divide(teacher):
+  """Another machine trained it; here eight devices make no stage of it."""
+  changes = {'teacher.batch_size': 12, 'students.batch_size': 16}
+  run = setup.make(tiny(**changes), jax.devices())
+  found = {'teacher': given.results(
+      with_pairs(teacher), run.teacher)['teacher']}
+  assert [s.name for s in stages.make_stages(run, found)] == ['students']
+  with pytest.raises(ValueError, match='teacher.batch_size=12 does not divide'):
+    stages.make_stages(run)
 
 
 def test_pairs_of_another_teacher_are_refused(teacher):
@@ -258,6 +277,44 @@ def test_a_converted_teacher_is_a_runs_teacher(tmp_path):
     given.results(config, other)
 
 
+def test_a_generator_of_one_step_is_no_teacher(tmp_path):
+  network = dict(kind='adm', model_channels=32, channel_mult=(1,),
+                 num_blocks=1, attention_resolutions=(), dropout=0.)
+  module = networks.build(network, (8, 8, 1), 10)
+  params = jax.eval_shape(lambda key: networks.init_params(
+      module, key, (8, 8, 1)), jax.random.key(0))
+  params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), params)
+  published.write_safetensors(
+      published.to_tensors(params, module), str(tmp_path / 'g.safetensors'))
+  convert.convert(
+      str(tmp_path / 'g.safetensors'), str(tmp_path / 'g'), one_step=True)
+  config = tiny(sigma_data=.5, teacher_workdir=str(tmp_path / 'g'))
+  with pytest.raises(ValueError, match='g holds a generator of one step'):
+    given.results(config, module)
+  convert.convert(str(tmp_path / 'g'), str(tmp_path / 'back.safetensors'))
+  assert (tmp_path / 'back.safetensors').read_bytes() == (
+      tmp_path / 'g.safetensors').read_bytes()
+
+
+def test_a_teacher_is_not_looked_for_where_another_took_it(tmp_path):
+  config, some = tiny(teacher_workdir='runs/first'), {'a': np.zeros(1)}
+  with checkpoint.manager(str(tmp_path), keep=1, milestones=()) as mgr:
+    checkpoint.save(mgr, 1, state=some, params=some, config=config)
+  for read in (
+      lambda: make_pairs.read_teacher(str(tmp_path)),
+      lambda: given.results(
+          tiny(teacher_workdir=str(tmp_path)), setup.make(tiny()).teacher)):
+    with pytest.raises(ValueError, match='its teacher from runs/first: give'):
+      read()
+
+
+def test_a_teacher_that_is_not_there_is_named_with_its_field():
+  config = tiny(teacher_workdir='/no/such')
+  with pytest.raises(
+      FileNotFoundError, match='teacher_workdir=/no/such: no such file'):
+    given.results(config, None)
+
+
 def labelled(labels):
   images = np.zeros((len(labels), 2, 2, 1), np.uint8)
   images += np.uint8(51 * np.asarray(labels))[:, None, None, None]
@@ -283,6 +340,24 @@ def test_brightness_is_that_of_each_students_classes():
   """Levels 0, 51, 102, 153 are -1, -0.6, -0.2, 0.2."""
   found = batches.brightness(labelled([0, 1, 2, 3]), np.array([0, 0, 1, 1]))
   np.testing.assert_allclose(found, [[-.8, .2], [0., .2]], atol=1e-6)
+  # Of one image: a drift that is a number.
+  one = batches.brightness(labelled([0, 1]), np.array([0, 1]))
+  np.testing.assert_allclose(one, [[-1., 1 / 255], [-.6, 1 / 255]], atol=1e-6)
+
+
+def test_kinds_of_stages_draw_apart_and_groups_of_one_kind_in_pairs():
+  """What one student of all and the first of two draw is compared at a seed."""
+  found = []
+  for kind in ('dm', 'adm'):
+    run = setup.make(tiny(student_stages=kind, baselines=('equal_batch',)))
+    teacher = networks.init_params(
+        run.teacher, jax.random.key(0), run.dataset.shape)
+    _, single, several = stages.make_stages(run)
+    key_of = lambda stage, given={'teacher': teacher}: jax.random.key_data(
+        jax.jit(stage.init)(stage.frozen(given)).key).tolist()
+    assert key_of(single) == key_of(several)
+    found.append(key_of(several))
+  assert found[0] != found[1]
 
 
 def test_stages_say_what_they_start_from():
@@ -293,4 +368,53 @@ def test_stages_say_what_they_start_from():
       'students_consistency (consistency): generator of teacher; new: slow '
       'target, optimizers',
       'students (adm): generator of students_consistency; new: fake score of '
-      'the teacher, discriminator, optimizers']
+      'teacher, discriminator, optimizers']
+  run = setup.make(tiny(**SMALL_FAKE))
+  dm, adm = setup.student_stages(run.config, ['students'])
+  assert 'new: fake score of score_matching, optim' in distillation.describe(
+      run, dm)
+  assert 'and its fake score; new: discriminator' in distillation.describe(
+      run, adm)
+
+
+SMALL_FAKE = {'student_stages': CHAIN, 'students.network.width': 8,
+              'students.fake_network': 'student'}
+
+
+@pytest.mark.parametrize('backbone, width', [('fake', 8), ('teacher', 16)])
+def test_a_fake_score_of_the_students_network(backbone, width):
+  """It starts from score matching, is carried on, and has features."""
+  run = setup.make(tiny(**SMALL_FAKE, **{'adm.backbone': backbone}), ONE)
+  found = {name: networks.init_params(module, jax.random.key(i), (8, 8, 1))
+           for i, (name, module) in enumerate([
+               ('teacher', run.teacher), ('score_matching', run.student)])}
+  *_, dm, adm = stages.make_stages(run)
+  born = jax.jit(dm.init)(dm.frozen(found))
+  chex.assert_trees_all_equal(
+      jax.tree.map(lambda x: x[1], born.students.fake),
+      found['score_matching'])
+  found[dm.name] = dm.params(born)
+  frozen = adm.frozen(found)
+  assert 'fake' not in frozen and 'fake' in frozen['carried']
+  state, metrics = jax.jit(adm.step)(
+      jax.jit(adm.init)(frozen), adm.batch(0),
+      loop.read_by_step(adm, frozen))
+  assert np.isfinite(metrics['critic_loss']) and state.step == 1
+  # The head reads what the backbone sees: a layer of as many features.
+  assert state.students.head['conv0']['kernel'].shape[-2] == width
+
+
+def test_both_scores_warm_up_over_the_same_rounds():
+  """The fake score's optimizer ticks `ratio` times in a round."""
+  run = setup.make(tiny(**{'students.warmup_steps': 4}), ONE)
+  nets = recipe.make_recipe(run, 'dm', run.mesh).networks
+  weight, rates = {'w': jnp.zeros(1)}, []
+  for tx, ticks in ((nets.generator_tx, 1), (nets.fake_tx, 2)):
+    state, found = tx.init(weight), []
+    for _ in range(6 * ticks):
+      update, state = tx.update({'w': jnp.ones(1)}, state, weight)
+      found.append(-update['w'][0])
+    rates.append(np.array(found[::ticks]))
+  np.testing.assert_allclose(
+      rates[0], 3e-4 * np.array([0, 1, 2, 3, 4, 4]) / 4, rtol=1e-4)
+  np.testing.assert_allclose(rates[1], rates[0], rtol=1e-4)

@@ -41,7 +41,8 @@ def gaussian_round(mesh, router, ratio=5):
   start = {'mean': jnp.zeros(2), 'log': jnp.log(jnp.full(2, 0.3))}
   frozen = {'teacher': TEACHER, 'start': start, 'classes': classes,
             'sizes': sizes}
-  init = students.make_init(parts, len(sizes), seed=0, ema=False)
+  init = students.make_init(
+      parts, len(sizes), key=jax.random.key(0), ema=False)
   state = init({**frozen, 'teacher': start})  # the fake score is of the start
   return state, students.make_round(parts, settings, (1,), mesh), frozen
 
@@ -89,7 +90,7 @@ def test_the_first_fake_update_sees_the_images_of_the_generators_turn():
     parts = turns.Networks(
         generator, denoised, denoised, optax.sgd(lr), optax.sgd(1e-3))
     settings = turns.Settings(batch_size=64, ratio=1, sigma_max=20.)
-    init = students.make_init(parts, 1, seed=0, ema=False)
+    init = students.make_init(parts, 1, key=jax.random.key(0), ema=False)
     start = {'mean': jnp.zeros(2), 'log': jnp.zeros(2)}
     state = init({'teacher': start, 'start': start})
     round_ = students.make_round(parts, settings, (1,), one_device())
@@ -122,7 +123,7 @@ def mlp_run(mesh, num_rounds=2):
   classes, sizes = partition.members(partition.consecutive(4, 4))
   frozen = {'teacher': noisy(1), 'start': noisy(2), 'classes': classes,
             'sizes': sizes}
-  init = students.make_init(parts, 4, seed=0, ema=True)
+  init = students.make_init(parts, 4, key=jax.random.key(0), ema=True)
   spec = students.State(
       step=mesh_lib.P(), key=mesh_lib.P(), students=mesh_lib.P('student'))
   settings = turns.Settings(batch_size=16, ratio=2, ema_decay=0.9)

@@ -1,6 +1,30 @@
-"""What a sweep writes of its rows."""
+"""What a sweep runs, and what it writes of its rows."""
 
+import pytest
+
+from configs import toy2d
 from msd_jax import sweep
+from msd_jax import train
+
+
+@pytest.mark.parametrize('given', ['', 'runs/published'])
+def test_runs_of_a_seed_share_the_given_teacher_or_that_of_the_first(
+    given, tmp_path, monkeypatch):
+  ran = {}
+
+  def record(config, path):
+    ran[config.seed, config.num_students] = config.teacher_workdir
+    return {'students_l1': 0.}
+
+  monkeypatch.setattr(train, 'train_and_evaluate', record)
+  config = toy2d.get_config('tiny')
+  config.teacher_workdir = given
+  sweep.run_all(config, str(tmp_path), seeds=[0, 1], field='num_students',
+                values=[1, 2, 4])
+  for seed in (0, 1):
+    teachers = [ran[seed, k] for k in (1, 2, 4)]
+    first = given or f'{tmp_path}/num_students=1-seed={seed}'
+    assert teachers == [given, first, first]
 
 
 def row(value, seed, distance, **others):

@@ -21,6 +21,7 @@ from configs import fashion
 from configs import toy2d
 from core_jax import loop
 import msd_jax
+from msd_jax import partition
 from msd_jax import setup
 from msd_jax import stages
 from msd_jax import train
@@ -109,14 +110,20 @@ def test_eight_devices_train_the_same_students_as_one(tmp_path):
   chex.assert_trees_all_close(one, eight, atol=1e-4)
 
 
-def test_a_teacher_of_another_run_is_taken_and_checked(tmp_path):
+def test_a_teacher_of_another_run_is_taken_and_checked(
+    tmp_path, monkeypatch):
   first = tiny('digits', tmp_path, baselines=())
   train.train_and_evaluate(first, str(tmp_path / 'first'))
   second = tiny('digits', tmp_path, baselines=(), num_students=2,
                 partition='kmeans', teacher_workdir=str(tmp_path / 'first'))
+  clustered, kmeans = [], partition.balanced_kmeans
+  monkeypatch.setattr(
+      partition, 'balanced_kmeans',
+      lambda *args: clustered.append(1) or kmeans(*args))
   summary = train.train_and_evaluate(second, str(tmp_path / 'second'))
   assert summary['steps'] == second.students.num_steps
-  router = setup.routers(setup.make(second))['students']
+  assert len(clustered) == 1  # for all that a run asks the router for
+  router = setup.make(second).routers['students']
   assert sorted(np.bincount(router)) == [5, 5]
   alone = tiny('digits', tmp_path, partition='kmeans')
   with pytest.raises(ValueError, match='give the run that trained it'):

@@ -128,6 +128,19 @@ def test_bfloat16_network_keeps_float32_parameters_and_output():
   assert jnp.abs(y - expected).max() < .1 * jnp.abs(expected).max()
 
 
+def test_bfloat16_network_embeds_noise_and_class_in_float32():
+  """As EDM's does: the products of [B, E] are float32, those of images not."""
+  args = inputs()
+  half = unet.ADM(**TINY, dtype=jnp.bfloat16)
+  params = jax.eval_shape(half.init, jax.random.key(0), *args)
+  products = [
+      x.invars[0].aval for x in jax.make_jaxpr(half.apply)(params, *args).eqns
+      if x.primitive.name == 'dot_general']
+  of_rows = [a.dtype for a in products if a.ndim == 2 and a.shape[0] == 2]
+  assert len(of_rows) > 3 and set(of_rows) == {jnp.dtype('float32')}
+  assert any(a.dtype == jnp.bfloat16 for a in products)
+
+
 # The convolution.
 
 
@@ -145,7 +158,7 @@ def outputs_and_gradients(f, x, kernel, dy):
 
 def winograd(x, kernel):
   """conv3x3 as for wide layers, whatever the width."""
-  return conv._conv3x3(x, conv._varying_like(kernel, x))
+  return conv._conv3x3(*conv._varying_alike(x, kernel))
 
 
 @pytest.mark.parametrize('shape', [(8, 6, 4, 5), (1, 2, 2, 1), (3, 8, 8, 16)])
@@ -209,6 +222,30 @@ def test_sharded_batch_gives_the_result_of_one_device(manual):
                    out_shardings=place(data, data, whole))(*case)
   for a, b in zip(actual, expected, strict=True):
     np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_students_convolve_one_image_each_with_its_own_kernel():
+  """Under shard_map the kernels vary, the images do not."""
+  x, kernel, dy = conv_case((2, 4, 4, 3), 5)
+  kernels = kernel[None] * (1 + jnp.arange(8.)).reshape(8, 1, 1, 1, 1)
+
+  def own(x, kernels, dy):
+    y, dx, d_kernel = outputs_and_gradients(winograd, x, kernels[0], dy)
+    return y[None], dx, d_kernel[None]
+
+  data, whole = PartitionSpec('data'), PartitionSpec()
+  # dy is as the output is: each student's own.
+  f = jax.shard_map(
+      lambda x, k, dy: own(x, k, dy[0]), mesh=data_mesh(),
+      in_specs=(whole, data, data), out_specs=(data, whole, data))
+  y, dx, d_kernels = jax.jit(f)(x, kernels, jnp.stack([dy] * 8))
+  for k in range(8):
+    expected, _, d_kernel = outputs_and_gradients(
+        conv._ordinary, x, kernels[k], dy)
+    np.testing.assert_allclose(y[k], expected, atol=1e-3)
+    np.testing.assert_allclose(d_kernels[k], d_kernel, atol=1e-3)
+  each = [outputs_and_gradients(conv._ordinary, x, k, dy)[1] for k in kernels]
+  np.testing.assert_allclose(dx, sum(each), atol=1e-2)
 
 
 def test_sharded_network_gives_the_result_of_one_device():
