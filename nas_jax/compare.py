@@ -1,6 +1,6 @@
 """Runs of one config over seeds, as the tables of the paper's claims:
 
-  python -m nas_jax.compare runs/nas-0 runs/nas-1 runs/nas-2
+  python -m nas_jax.compare runs/nas-0 runs/nas-1 runs/nas-2 --picture=all.png
 
 Each argument is the folder of a finished run of `nas_jax.main`.
 """
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from core_jax import seeds
+from nas_jax import figures
 from nas_jax import report
 from nas_jax import statistics
 
@@ -122,6 +123,16 @@ def effect(summaries: Summaries, one: str, other: str) -> str:
           f'{found["p"]:.2g}')
 
 
+def draw(path: str, summaries: Summaries) -> None:
+  """A picture of test perplexities from scratch, a dot for each seed."""
+  found = {
+      name: [s[f'{name}_test_perplexity'] for s in summaries]
+      for name in rows(summaries) if f'{name}_test_perplexity' in summaries[0]}
+  figures.plot_strategies(
+      path, found, 'test perplexity from scratch',
+      titles={name: report.title(name) for name in found})
+
+
 def _line(cells):
   return f'| {" | ".join(str(c) for c in cells)} |'
 
@@ -130,12 +141,15 @@ def main() -> None:
   """The command line."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('folders', nargs='+', metavar='FOLDER')
+  parser.add_argument('--picture', default='', help='PNG to draw')
   args = parser.parse_args()
   try:
     summaries = seeds.read(args.folders)
   except ValueError as e:
     sys.exit(f'error: {e}')
   print(search_table(summaries), knowledge_table(summaries), sep='\n\n')
+  if args.picture:
+    draw(args.picture, summaries)
   for name in rows(summaries):
     if f'{_POLICY}{name}{_END}' in summaries[0] and name != 'enas':
       print(f'\n{effect(summaries, name, "enas")}')

@@ -269,6 +269,9 @@ def test_seeds_are_compared_in_tables(finished):
   assert 'untrained controller' in knowledge
   assert 'ENAS, reconstructing a memory' in knowledge
   assert 'p = 0.5' in compare.effect(found, 'enas_reconstruct', 'enas')
+  picture = path.parent / 'all.png'
+  compare.draw(str(picture), found)
+  assert picture.stat().st_size > 10_000
 
 
 def test_a_found_cell_is_written_as_a_module_of_its_own(finished):
