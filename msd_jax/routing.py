@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from core_jax import data as core_data
 from msd_jax import diffusion
 from msd_jax import networks
 from msd_jax import turns
@@ -90,12 +91,7 @@ def check_labels(labels: Any, num_classes: int) -> np.ndarray:
     raise ValueError(
         f'labels must be integers of shape [B], not {labels.dtype} '
         f'{list(labels.shape)}')
-  bad = np.flatnonzero((labels < 0) | (labels >= num_classes))
-  if bad.size:
-    raise ValueError(
-        f'labels[{bad[0]}] = {labels[bad[0]]} is out of range: the students '
-        f'know classes 0 to {num_classes - 1}')
-  return labels.astype(np.int32)
+  return core_data.check_labels(labels, num_classes, 'generate')
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
