@@ -1,16 +1,19 @@
-"""What MSD's paper claims, tried on digits: python -m benchmarks.msd_claims.
+"""What MSD's paper claims, tried on small images.
+
+  python -m benchmarks.msd_claims --data=digits
 
 Runs every row over the seeds, each a folder of its own; what is finished is
 only read, so the same command goes on. Rows of a seed share its teacher and
 classifier. Writes `claims.md` and `claims.json` beside the runs, and says what
-time is left, by the rows that it has trained. The paper's
-figures are FIDs on ImageNet-64; only their order is compared.
+time is left, by the rows that it has trained. The paper's figures are FIDs on
+ImageNet-64; only their order is compared.
 """
 
 import argparse
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import importlib
 import json
 import pathlib
 import re
@@ -20,7 +23,6 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from configs import digits
 from core_jax import folder
 from msd_jax import diffusion
 from msd_jax import make_pairs
@@ -29,41 +31,62 @@ from msd_jax import train
 
 FIRST = 'dm'  # The row that trains the teacher, and large students to copy.
 NUM_PAIRS = 2000
+
+
+def main_rows(
+    rounds: int, adm_rounds: int, small: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+  """The rows of every data set: K, equal compute, DM + ADM, TSM.
+
+  Args:
+    rounds: of each student.
+    adm_rounds: of them with the GAN, in 'dm+adm'.
+    small: fields of the small students.
+  """
+  return {
+      FIRST: {'students.num_steps': rounds},
+      'K = 1': {'students.num_steps': rounds, 'num_students': 1},
+      'K = 1, four times the rounds': {
+          'students.num_steps': 4 * rounds, 'num_students': 1},
+      'dm+adm': {
+          'student_stages': 'dm+adm', 'adm.num_steps': adm_rounds,
+          'students.num_steps': rounds - adm_rounds},
+      'small, with TSM': {**small},
+      'small, without TSM': {**small, 'score_matching.num_steps': 0},
+  }
+
+
 SMALL = {'students.network.width': 16, 'students.lr': 1e-3,
          'students.fake_lr': 1e-3, 'students.num_steps': 600}
 REGRESSION = {'students.ratio': 1, 'regression.weight': 0.25,
               'students.num_steps': 800}
-# Row -> fields other than in configs/digits.py; {first}, {pairs}: folders.
+# Config -> row -> fields other than in it; {first}, {pairs}: folders.
 ROWS = {
-    FIRST: {'students.num_steps': 800},
-    'K = 1': {'students.num_steps': 800, 'num_students': 1},
-    'K = 2': {'students.num_steps': 800, 'num_students': 2},
-    'K = 8': {'students.num_steps': 800, 'num_students': 8},
-    'K = 4, batch of 32': {
-        'students.num_steps': 800, 'students.batch_size': 32},
-    'K = 1, four times the rounds': {
-        'students.num_steps': 3200, 'num_students': 1},
-    'partition by k-means': {
-        'students.num_steps': 800, 'partition': 'kmeans'},
-    'partition at random': {
-        'students.num_steps': 800, 'partition': 'random'},
-    'dm+adm': {'student_stages': 'dm+adm', 'students.num_steps': 500,
-               'adm.num_steps': 300},
-    'small, with TSM': SMALL,
-    'small, without TSM': {**SMALL, 'score_matching.num_steps': 0},
-    'small, post-distilled': {
-        **SMALL, 'score_matching.num_steps': 0, 'student_stages': 'post',
-        'post.workdir': '{first}', 'post.num_steps': 4000, 'post.lr': 1e-3},
-    'pairs shared': {**REGRESSION, 'regression.pairs': '{pairs}'},
-    'pairs filtered': {**REGRESSION, 'regression.pairs': '{pairs}',
-                       'regression.filter_pairs': True},
-    'consistency, K = 1': {
-        'student_stages': 'consistency', 'num_students': 1,
-        'students.network.width': 16, 'consistency.num_steps': 4000,
-        'consistency.lr': 1e-3},
-    'consistency, K = 4': {
-        'student_stages': 'consistency', 'students.network.width': 16,
-        'consistency.num_steps': 4000, 'consistency.lr': 1e-3},
+    'fashion': main_rows(200, 80, {'students.network.width': 160}),
+    'digits': main_rows(800, 300, SMALL) | {
+        'K = 2': {'students.num_steps': 800, 'num_students': 2},
+        'K = 8': {'students.num_steps': 800, 'num_students': 8},
+        'K = 4, batch of 32': {
+            'students.num_steps': 800, 'students.batch_size': 32},
+        'partition by k-means': {
+            'students.num_steps': 800, 'partition': 'kmeans'},
+        'partition at random': {
+            'students.num_steps': 800, 'partition': 'random'},
+        'small, post-distilled': {
+            **SMALL, 'score_matching.num_steps': 0, 'student_stages': 'post',
+            'post.workdir': '{first}', 'post.num_steps': 4000,
+            'post.lr': 1e-3},
+        'pairs shared': {**REGRESSION, 'regression.pairs': '{pairs}'},
+        'pairs filtered': {**REGRESSION, 'regression.pairs': '{pairs}',
+                           'regression.filter_pairs': True},
+        'consistency, K = 1': {
+            'student_stages': 'consistency', 'num_students': 1,
+            'students.network.width': 16, 'consistency.num_steps': 4000,
+            'consistency.lr': 1e-3},
+        'consistency, K = 4': {
+            'student_stages': 'consistency', 'students.network.width': 16,
+            'consistency.num_steps': 4000, 'consistency.lr': 1e-3},
+    },
 }
 
 
@@ -76,6 +99,7 @@ class Claim:
 
 
 CLAIMS = (
+    Claim(FIRST, 'K = 1', '2.37 against 2.60'),
     Claim('K = 2', 'K = 1', '2.49 against 2.60'),
     Claim(FIRST, 'K = 2', '2.37 against 2.49'),
     Claim('K = 8', FIRST, '2.32 against 2.37'),
@@ -101,26 +125,26 @@ def row_path(row: str, seed: int, workdir: pathlib.Path) -> pathlib.Path:
 
 
 def row_config(
-    row: str, seed: int, workdir: pathlib.Path, changes: Mapping[str, Any],
-    variant: str = '') -> ml_collections.ConfigDict:
+    data: str, row: str, seed: int, workdir: pathlib.Path, variant: str = ''
+) -> ml_collections.ConfigDict:
   """The config of a row at a seed.
 
   Args:
-    row: of ROWS.
+    data: of ROWS.
+    row: of ROWS[data].
     seed: of the run.
     workdir: of all rows.
-    changes: fields that differ in all rows.
-    variant: of configs/digits.py.
+    variant: of the config.
   """
   places = {'first': row_path(FIRST, seed, workdir),
             'pairs': workdir / f'pairs-{seed}'}
-  config = digits.get_config(variant)
+  config = importlib.import_module(f'configs.{data}').get_config(variant)
   config.seed, config.baselines = seed, ()
   if row != FIRST:
     config.teacher_workdir = str(places['first'])
   config.update_from_flattened_dict({
       name: value.format(**places) if isinstance(value, str) else value
-      for name, value in {**ROWS[row], **changes}.items()})
+      for name, value in ROWS[data][row].items()})
   return config.lock()
 
 
@@ -195,10 +219,10 @@ def _mean(values):
 
 
 def run_all(
-    rows: Sequence[str], seeds: Sequence[int], workdir: pathlib.Path,
-    changes: Mapping[str, Any], variant: str = '') -> str:
+    data: str, rows: Sequence[str], seeds: Sequence[int],
+    workdir: pathlib.Path, variant: str = '') -> str:
   """All rows over all seeds; the table is written after each."""
-  cells = [(row, seed, row_config(row, seed, workdir, changes, variant))
+  cells = [(row, seed, row_config(data, row, seed, workdir, variant))
            for seed in seeds for row in rows]
   todo = {(row, seed): updates(config) for row, seed, config in cells
           if finished(row_path(row, seed, workdir)) is None}
@@ -226,14 +250,19 @@ def main() -> None:
   parser = argparse.ArgumentParser(
       prog='python -m benchmarks.msd_claims', description=__doc__,
       formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--workdir', default='runs/msd-claims')
+  parser.add_argument('--data', default='digits', choices=sorted(ROWS))
+  parser.add_argument('--workdir', default='', help='runs/claims-DATA')
   parser.add_argument('--seeds', default='0,1,2')
   parser.add_argument(
-      '--rows', default=';'.join(ROWS), help=f'{FIRST!r} first; joined by ;')
+      '--rows', default='', help=f'joined by ;, {FIRST!r} first; all')
   args = parser.parse_args()
-  print(run_all(
-      args.rows.split(';'), [int(seed) for seed in args.seeds.split(',')],
-      pathlib.Path(args.workdir).absolute(), {}))
+  rows = args.rows.split(';') if args.rows else list(ROWS[args.data])
+  if unknown := set(rows) - set(ROWS[args.data]):
+    parser.error(f'--rows: {sorted(unknown)} are not rows of {args.data}; '
+                 f'there are {"; ".join(ROWS[args.data])}')
+  workdir = pathlib.Path(args.workdir or f'runs/claims-{args.data}')
+  seeds = [int(seed) for seed in args.seeds.split(',')]
+  print(run_all(args.data, rows, seeds, workdir.absolute()))
 
 
 if __name__ == '__main__':
