@@ -29,9 +29,9 @@ def get_config(variant=''):
       cutout_length=dict(kind='integer', start=4, low=2, high=24)))
 
   config.methods = ('delta_stn', 'stn')
-  config.num_rounds = 600  # 80 epochs
+  config.num_rounds = 300  # 40 epochs
   config.updates_per_round = 2
-  config.warmup_rounds = 30
+  config.warmup_rounds = 15
   config.batch_size = 128
   config.entropy_weight = 1e-3
   config.tune_scales = True
@@ -40,7 +40,7 @@ def get_config(variant=''):
   config.diagnose = False
   config.optimizer = ml_collections.ConfigDict(dict(
       lr=0.03, momentum=0.9, clip_norm=0.0, decay=0.2, decay_rounds=()))
-  config.hyper = ml_collections.ConfigDict(dict(optimizer='rmsprop', lr=1e-2))
+  config.hyper = ml_collections.ConfigDict(dict(optimizer='rmsprop', lr=2e-2))
 
   config.baselines = ('fixed', 'replay', 'final', 'random', 'tpe')
   # Budgets of the searches, in costs of the dearest method.
@@ -55,7 +55,8 @@ def get_config(variant=''):
       hyperparameter.sigma = 1.0
     config.train_examples = 0
     config.num_rounds, config.warmup_rounds = 15_920, 398
-    config.updates_per_round, config.optimizer.lr = 5, 0.01
+    config.updates_per_round = 5
+    config.optimizer.lr = config.hyper.lr = 0.01
     config.log_every_steps, config.checkpoint_every_steps = 100, 2_000
   elif variant == 'tiny':
     config.model.channels = (2, 2)
