@@ -50,6 +50,9 @@ def get_config(variant=''):
   config.memory = ml_collections.ConfigDict(dict(
       weight=1.0, capacity=10_000, batch_size=100, pushed_per_round=500,
       store_from_round=1, train_from_round=3))
+  # Candidates of random search, which has evaluated none before: as many as
+  # the cells that a controller evaluates in all.
+  config.uniform = ml_collections.ConfigDict(dict(num_cells=1100))
   config.evolution = ml_collections.ConfigDict(
       dict(population=64, tournament=8))
   config.halving = ml_collections.ConfigDict(dict(num_cells=128))
@@ -58,8 +61,8 @@ def get_config(variant=''):
   config.derive = ml_collections.ConfigDict(dict(
       num_cells=100, chunk=10, num_windows=8))
   config.retrain = ml_collections.ConfigDict(dict(
-      num_rounds=10, updates_per_round=150, num_seeds=1, random_cells=5,
-      lstm=True, norm='none', init_scale=0.1,
+      num_rounds=10, updates_per_round=150, num_seeds=1, random_cells=6,
+      cells=(), lstm=True, norm='none', init_scale=0.1,
       rates=config.rates.copy_and_resolve_references(),
       optimizer=config.optimizer.copy_and_resolve_references()))
   config.retrain.optimizer.decay = 0.7
@@ -94,6 +97,7 @@ def get_config(variant=''):
         train_from_round=1)
     config.evolution.update(population=8, tournament=2)
     config.halving.num_cells = 8
+    config.uniform.num_cells = 12
     config.derive.update(num_cells=8, chunk=4, num_windows=2)
     config.retrain.update(num_rounds=2, updates_per_round=4, random_cells=1)
     config.analysis.update(

@@ -77,8 +77,8 @@ def _against(mine, chance, name):
 def knowledge_table(summaries: Summaries) -> str:
   """Markdown: what hidden states know of cells, by Spearman's rho of L2.
 
-  The same random cells for every controller and seed; in brackets the number
-  of seeds with p < .05 by permutations.
+  The same random cells for every controller and seed; in brackets on how many
+  seeds p < .05 by permutations, of those with at least three cells.
   """
   names = [name.removeprefix(_POLICY).removesuffix(_END)
            for name in summaries[0]
@@ -88,11 +88,15 @@ def knowledge_table(summaries: Summaries) -> str:
               'uniform_l2_common_connections': 'common connections',
               'uniform_l2_common_activations': 'common activations',
               'uniform_l2_loss_difference': 'loss difference',
+              'uniform_l2_graph_edit_distance': 'graph edit distance',
+              'uniform_cosine_edit_distance': 'cosine, edit distance',
               'own_l2_edit_distance': 'its own cells: edit distance',
+              'different_l2_edit_distance': 'its own, each once',
               'uniform_l2_theirs_edit_distance': 'edit distance, first found'}
   measures = {
       measure: words for measure, words in measures.items()
-      if any(f'{_POLICY}{name}_{measure}_p' in summaries[0] for name in names)}
+      if any(f'{_POLICY}{name}_{measure}_p' in s
+             for name in names for s in summaries)}
   head = ['', *measures.values(), 'conditioning', 'entropy, nats']
   lines = [_line(head), _line(['---'] * len(head))]
   for name in names:
@@ -103,7 +107,8 @@ def knowledge_table(summaries: Summaries) -> str:
       effects, ps = get(f'{measure}_spearman'), get(f'{measure}_p')
       known = [p for p in ps if p is not None]
       cells.append(
-          f'{seeds.cell(effects)} ({sum(p < 0.05 for p in known)})'
+          f'{seeds.cell([x for x in effects if x is not None])} '
+          f'({sum(p < 0.05 for p in known)} of {len(known)})'
           if known else '')
     lines.append(_line([
         report.title(name), *cells, seeds.cell(get('prefix_overall')),
@@ -112,9 +117,11 @@ def knowledge_table(summaries: Summaries) -> str:
 
 
 def effect(summaries: Summaries, one: str, other: str) -> str:
-  """A sentence: by how much rho with edit distance differs."""
-  a, b = ([s[f'{_POLICY}{name}{_END}'] for s in summaries]
+  """A sentence: by how much rho with edit distance differs; '' if unknown."""
+  a, b = ([s.get(f'{_POLICY}{name}{_END}') for s in summaries]
           for name in (one, other))
+  if None in a or None in b:
+    return ''
   found = statistics.paired_comparison(
       np.negative(a), np.negative(b), num_resamples=_RESAMPLES, seed=0)
   return (f'rho(hidden states, edit distance): {report.title(one)} over '
@@ -151,8 +158,8 @@ def main() -> None:
   if args.picture:
     draw(args.picture, summaries)
   for name in rows(summaries):
-    if f'{_POLICY}{name}{_END}' in summaries[0] and name != 'enas':
-      print(f'\n{effect(summaries, name, "enas")}')
+    if name != 'enas' and (words := effect(summaries, name, 'enas')):
+      print(f'\n{words}')
 
 
 if __name__ == '__main__':

@@ -100,9 +100,12 @@ def zero_start(controller: Controller) -> Start:
   return Start(*[jnp.zeros(controller.hidden_size)] * 3)
 
 
-def random_start(controller: Controller, key: jax.Array) -> Start:
-  """N(0, 1): whether a policy heeds its state shows where it begins."""
-  return Start(*jax.random.normal(key, (3, controller.hidden_size)))
+def random_starts(
+    controller: Controller, key: jax.Array, num: int
+) -> Start:
+  """N(0, 1), [num, h]: whether a policy heeds its state shows where it
+  begins."""
+  return Start(*jax.random.normal(key, (3, num, controller.hidden_size)))
 
 
 def lstm_step(
@@ -163,13 +166,16 @@ def unroll(
 
 def sample(
     controller: Controller, params: Params, key: jax.Array, num: int,
-    start: Start | None = None,
+    starts: Start | None = None,
 ) -> Decisions:
-  """Draws `num` cells: Decisions with a leading axis [num]."""
+  """Draws `num` cells: Decisions with a leading axis [num].
+
+  `starts` have that axis too; None for zeros.
+  """
   blank = jnp.full(controller.space.num_decisions, SAMPLE)
   return jax.vmap(
-      lambda key: unroll(controller, params, blank, key, start))(
-          jax.random.split(key, num))
+      lambda key, start: unroll(controller, params, blank, key, start))(
+          jax.random.split(key, num), starts)
 
 
 def score(

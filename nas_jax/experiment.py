@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 import dataclasses
 import importlib.util
+import json
+import pathlib
 from typing import Any
 
 import jax.numpy as jnp
@@ -36,12 +38,14 @@ METHODS = {
 }
 
 
+_BETWEEN_SEEDS = 1_000_003
 # Field -> the least that it can be.
 _LEAST = {
     'batch_size': 1, 'valid_batch_size': 1, 'window_tokens': 1,
     'cells_per_update': 1, 'num_rounds': 1, 'shared_updates': 1,
     'strategy_updates': 1, 'controller.hidden_size': 1,
-    'memory.batch_size': 1, 'evolution.tournament': 1, 'derive.num_cells': 1,
+    'memory.batch_size': 1, 'evolution.tournament': 1,
+    'uniform.num_cells': 1, 'derive.num_cells': 1,
     'derive.chunk': 1, 'derive.num_windows': 0, 'retrain.num_rounds': 0,
     'retrain.updates_per_round': 1, 'retrain.num_seeds': 1,
     'retrain.random_cells': 0, 'analysis.num_cells': 3,
@@ -86,6 +90,7 @@ def setup(config: Config) -> Setup:
   """
   check(config)
   space = make_space(config.space)
+  given_cells(config, space)
   corpus = data.load(config)
   child = child_lib.Child(space, corpus.vocab_size, **config.child)
   rows = lambda split, field: text.streams(
@@ -110,10 +115,11 @@ def check(config: Config) -> None:
     raise ValueError(
         f'cells_per_update={config.cells_per_update} does not divide '
         f'batch_size={config.batch_size}: each cell has as many streams')
-  if config.derive.num_cells % config.derive.chunk:
-    raise ValueError(
-        f'derive.num_cells={config.derive.num_cells} is not a multiple of '
-        f'derive.chunk={config.derive.chunk}')
+  for block in ('derive', 'uniform'):
+    if config[block].num_cells % config.derive.chunk:
+      raise ValueError(
+          f'{block}.num_cells={config[block].num_cells} is not a multiple of '
+          f'derive.chunk={config.derive.chunk}')
   if config.evolution.tournament > config.evolution.population:
     raise ValueError(
         f'evolution.tournament={config.evolution.tournament} is more than '
@@ -219,7 +225,7 @@ def make_strategy(run: Setup, method: str) -> strategies.Strategy:
   num_evaluated = reward.samples_per_update
   match method:
     case 'uniform':
-      return strategies.uniform(space, num_evaluated)
+      return strategies.uniform(space)
     case 'evolution':
       return strategies.evolution(
           space, num_evaluated=num_evaluated, **config.evolution)
@@ -242,6 +248,42 @@ def make_strategy(run: Setup, method: str) -> strategies.Strategy:
   return enas.strategy(enas.Settings(
       make_controller(config, space), make_memory(config, method), reward,
       optax.adam(config.controller.lr)))
+
+
+def num_candidates(config: Config, method: str) -> int:
+  """How many cells a method chooses among at its end."""
+  return config['uniform' if method == 'uniform' else 'derive'].num_cells
+
+
+def training_seed(config: Config, i: int) -> int:
+  """Of training i of a cell; runs of the next seeds have none of these."""
+  return config.seed + _BETWEEN_SEEDS * i
+
+
+def given_cells(config: Config, space: space_lib.Space
+                ) -> dict[str, space_lib.Cell]:
+  """retrain.cells -> name -> cell, trained beside those that are found.
+
+  Raises:
+    ValueError: a file or a cell that does not fit.
+  """
+  cells = {}
+  for entry in config.retrain.cells:
+    try:
+      if entry == 'published':
+        found = {entry: space_lib.published()}
+      else:
+        table = json.loads(pathlib.Path(entry).read_text())
+        found = {f'{pathlib.Path(entry).parent.name}/{name}':
+                 space_lib.from_json(space, cell)
+                 for name, cell in dict(table).items()}
+      cells |= {f'given/{name}': space_lib.check_cell(space, cell)
+                for name, cell in found.items()}
+    except (OSError, TypeError, ValueError) as e:
+      raise ValueError(
+          f"retrain.cells has {entry!r}, which is neither 'published' nor a "
+          f'cells.json with cells of this space: {e}') from e
+  return cells
 
 
 def perplexity(loss: Any) -> Any:

@@ -39,6 +39,8 @@ def title(name: str) -> str:
   """Name of a row, for people."""
   if name.startswith('random/'):
     return f'random cell {int(name.split("/")[1]) + 1}'
+  if name.startswith('given/'):
+    return f'given: {name.removeprefix("given/")}'
   return (experiment.METHODS | _OTHERS).get(name, name)
 
 
@@ -135,7 +137,8 @@ def _table(run, rows):
   return report_lib.Table(
       ['', *columns.values()], table,
       'Perplexities. Candidates and random cells: the median of '
-      f'{run.config.derive.num_cells} and '
+      f'{run.config.derive.num_cells} (of random search '
+      f'{run.config.uniform.num_cells}) and '
       f'{run.config.analysis.num_cells}. A forward pass costs a third of an '
       'update.')
 
@@ -227,7 +230,7 @@ def _portraits(run, path, policies):
       {m: x['decisions'] for m, x in policies.items()},
       {m: x['random_start'] for m, x in policies.items()})
   add('decisions', 'How sure each controller is; dashed: from random states '
-      'and inputs; dotted: no preference.')
+      'and inputs, drawn for each cell; dotted: no preference.')
   figures.plot_projections(
       drawn / 'states.png',
       {m: (x['hidden'], x['losses']) for m, x in policies.items()
@@ -235,9 +238,7 @@ def _portraits(run, path, policies):
       perplexity=run.config.analysis.tsne_perplexity)
   add('states', 'Hidden states of the random cells, coloured by their loss '
       'with the shared weights.')
-  for method in run.config.methods[:2]:
-    if method not in policies:
-      continue
+  for method in [m for m in run.config.methods if m in policies][:2]:
     figures.plot_pairs(
         drawn / f'pairs_{method}.png', run.space, cells, apart[method], edits)
     add(f'pairs_{method}', f'{title(method)}: pairs of random cells with the '

@@ -31,16 +31,18 @@ def costs(run: experiment.Setup, method: str) -> dict[str, float]:
   """Tokens trained on, a forward pass alone counted as a third.
 
   A mixture of all cells runs every edge, N / 2 times those of a cell, in its
-  updates of the weights and of itself (DARTS).
+  updates of the weights and of itself (DARTS). Random search evaluates cells
+  at its end alone.
 
   Returns:
     'search' of a method with its derivation, 'scratch' of one training.
   """
   config, window = run.config, run.config.window_tokens
   train, valid = config.batch_size * window, config.valid_batch_size * window
-  evaluated = config.num_rounds * config.strategy_updates * (
-      config.reward.samples_per_update)
-  derived = config.derive.num_cells * num_windows(
+  evaluated = 0 if method == 'uniform' else (
+      config.num_rounds * config.strategy_updates
+      * config.reward.samples_per_update)
+  derived = experiment.num_candidates(config, method) * num_windows(
       run, config.derive.num_windows)
   search = config.num_rounds * config.shared_updates * train
   spent = search + (evaluated + derived) * valid / 3
@@ -113,7 +115,8 @@ class Measures(NamedTuple):
   Attributes:
     losses: (shared weights, tokens [M, S]) -> [M], nats a token of cells, as
       in deriving.
-    sample: (policy's params, key, start) -> Decisions of `num_cells` cells.
+    sample: (policy's params, key, starts) -> Decisions of `num_cells` cells,
+      each with a start of its own, or None.
     score: (policy's params, tokens [M, S]) -> Decisions.
   """
   losses: Callable[[Any, Any], np.ndarray]
@@ -128,8 +131,8 @@ def make_measures(run: experiment.Setup) -> Measures:
   controller = experiment.make_controller(config, run.space)
   losses = jax.jit(lambda shared, tokens, valid: models.losses_of(
       run.child, shared, tokens, valid, config.window_tokens, windows))
-  sample = jax.jit(lambda params, key, start: controller_lib.sample(
-      controller, params, key, config.analysis.num_cells, start))
+  sample = jax.jit(lambda params, key, starts: controller_lib.sample(
+      controller, params, key, config.analysis.num_cells, starts))
   score = jax.jit(lambda params, tokens: controller_lib.score(
       controller, params, tokens))
   return Measures(
@@ -147,7 +150,7 @@ def uniform_tokens(run: experiment.Setup, num: int) -> np.ndarray:
 
 def policy_report(
     run: experiment.Setup, measures: Measures, policy: Any,
-    shared: Any = None,
+    shared: Any = None, by_chance: np.ndarray | None = None,
 ) -> dict[str, Any]:
   """What a controller knows, by its own cells and by the same random ones.
 
@@ -155,36 +158,41 @@ def policy_report(
     run: of the config.
     measures: of the run.
     policy: the controller's params.
-    shared: the shared weights, by which losses of cells are measured.
+    shared: the shared weights, by which losses of its cells are measured.
+    by_chance: [M], losses of the random cells by them.
 
   Returns:
-    'own' and 'uniform': hidden-state reports; 'decisions', 'random_start':
-    entropy and confidence; 'prefix': conditioning; 'hidden' [M, h] and
-    'losses' [M], nats or None, of the random cells.
+    'own', 'different' and 'uniform': hidden-state reports of its own cells,
+    of each of these once, {} where there are too few, and of random cells;
+    'decisions', 'random_start': entropy and confidence; 'prefix':
+    conditioning; 'hidden' [M, h] and 'losses' [M], nats or None, of the
+    random cells.
   """
   fields = run.config.analysis
   controller = experiment.make_controller(run.config, run.space)
   key = keys.of_seed(run.config.seed, 'policy')
-  own = measures.sample(policy, key, controller_lib.zero_start(controller))
-  elsewhere = measures.sample(policy, key, controller_lib.random_start(
-      controller, keys.part(key, 'start')))
+  own = measures.sample(policy, key, None)
+  elsewhere = measures.sample(policy, key, controller_lib.random_starts(
+      controller, keys.part(key, 'start'), fields.num_cells))
   random = measures.score(policy, uniform_tokens(run, fields.num_cells))
-  losses, by_chance = (
-      None if shared is None else measures.losses(shared, x.tokens)
-      for x in (own, random))
+  losses = None if shared is None else measures.losses(shared, own.tokens)
+  different = np.unique(own.tokens, axis=0, return_index=True)[1]
 
-  def states(decisions, losses, authors=False):
-    told = losses is not None and np.isfinite(losses).sum() > 2
+  def states(decisions, losses, rows=slice(None)):
+    if losses is not None:
+      losses = losses[rows] if np.isfinite(losses[rows]).sum() > 2 else None
     return analysis.hidden_state_report(
-        decisions.hidden[:, -1], space_lib.decode(run.space, decisions.tokens),
-        losses if told else None,
+        decisions.hidden[rows, -1],
+        space_lib.decode(run.space, decisions.tokens[rows]), losses,
         num_permutations=fields.num_permutations, seed=run.config.seed,
-        authors=authors)
+        authors=fields.authors_measures)
 
   probs = lambda decisions: np.exp(decisions.log_probs)
   return {
       'own': states(own, losses),
-      'uniform': states(random, by_chance, fields.authors_measures),
+      'different': (
+          states(own, losses, different) if len(different) > 2 else {}),
+      'uniform': states(random, by_chance),
       'decisions': analysis.decision_report(probs(own)),
       'random_start': analysis.decision_report(probs(elsewhere)),
       'prefix': analysis.prefix_conditioning(
@@ -194,23 +202,18 @@ def policy_report(
 
 
 def method_row(
-    measures: Measures, found: Mapping[str, Any], method: str,
-    random: np.ndarray,
+    candidates: np.ndarray, by_chance: np.ndarray
 ) -> dict[str, float]:
   """A search's figures by its own shared weights.
 
   Args:
-    measures: of the run.
-    found: results of the run's stages.
-    method: whose.
-    random: tokens [M, S] of random cells.
+    candidates: [n], losses of what it chose among, nats.
+    by_chance: [M], of random cells.
 
   Returns:
     Perplexities of the derived cell, and medians of the strategy's candidates
     and of random cells under the same weights.
   """
-  candidates = np.asarray(found[f'derive_{method}']['losses'])
-  by_chance = measures.losses(found[f'search_{method}']['shared'], random)
   perplexity = lambda x: float(experiment.perplexity(x))
   return {
       'shared_perplexity': perplexity(candidates.min()),
@@ -235,10 +238,14 @@ def collect(
   measures = make_measures(run)
   random = uniform_tokens(run, run.config.analysis.num_cells)
   scratch = scratch_rows(run, found, names)
+  by_chance = {
+      method: measures.losses(found[f'search_{method}']['shared'], random)
+      for method in run.config.methods}
   rows = {}
   for method in run.config.methods:
     rows[method] = {
-        **method_row(measures, found, method, random),
+        **method_row(np.asarray(found[f'derive_{method}']['losses']),
+                     by_chance[method]),
         **scratch.pop(method, {})}
     spent = costs(run, method)
     if spent['scratch']:  # Else there is no unit.
@@ -249,7 +256,7 @@ def collect(
   policies = {
       method: policy_report(
           run, measures, searched['strategy']['params']['policy'],
-          searched['shared'])
+          searched['shared'], by_chance[method])
       for method in run.config.methods
       if 'params' in (searched := found[f'search_{method}'])['strategy']}
   if policies:

@@ -11,8 +11,8 @@ import optax
 
 from core_jax import mesh as mesh_lib
 from nas_jax import child as child_lib
-from nas_jax import data
 from nas_jax import models
+from nas_jax import reading
 from nas_jax import strategies
 
 
@@ -120,29 +120,20 @@ def train(
     tx: optax.GradientTransformation, run: Run, step: jax.Array,
     streams: jax.Array,
 ) -> tuple[Run, jax.Array]:
-  """One run's updates of a round; (run, training losses [U] in nats)."""
-  length = settings.window_tokens
-  num_windows = data.num_windows(streams, length)
-  first = step * settings.updates
+  """One run's updates of a round.
+
+  Returns:
+    (run, training losses [U] in nats, NaN where an update was left out).
+  """
 
   def loss_fn(params, window, h, key):
     nll, h = model.nll(params, run.arch, window, h, settings.rates, key)
     return nll.mean(), h
 
-  def update(carry, i):
-    params, opt_state, h = carry
-    place = (first + i) % num_windows
-    key = jax.random.fold_in(run.key, first + i)
-    h = data.carry_on(h, place, settings.reset_rate, key)
-    window = data.take_window(streams, place, length)
-    (loss, h), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-        params, window, h, key)
-    updates, opt_state = tx.update(grads, opt_state, params)
-    h = jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0.0), h)
-    return (optax.apply_updates(params, updates), opt_state, h), loss
-
-  carry, losses = jax.lax.scan(
-      update, (run.params, run.opt_state, run.h),
-      jnp.arange(settings.updates))
-  params, opt_state, h = carry
+  first, num = step * settings.updates, settings.updates
+  (params, opt_state, h), (losses, norms) = reading.train_windows(
+      loss_fn, tx, (run.params, run.opt_state, run.h), streams, first,
+      reading.update_keys(run.key, first, num),
+      window_tokens=settings.window_tokens, reset_rate=settings.reset_rate)
+  losses = jnp.where(jnp.isfinite(norms), losses, jnp.nan)
   return run.replace(params=params, opt_state=opt_state, h=h), losses

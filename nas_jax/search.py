@@ -15,6 +15,7 @@ from nas_jax import child as child_lib
 from nas_jax import darts
 from nas_jax import data
 from nas_jax import keys
+from nas_jax import reading
 from nas_jax import space as space_lib
 from nas_jax import strategies
 
@@ -155,9 +156,6 @@ def shared_phase(
     train: jax.Array, key: jax.Array,
 ) -> tuple[State, dict[str, jax.Array]]:
   """`shared_updates` of the shared weights, one window of text each."""
-  length = settings.window_tokens
-  num_windows = data.num_windows(train, length)
-  first = state.step * settings.shared_updates
 
   def loss_fn(params, window, h, key):
     cell_key, key = jax.random.split(key)
@@ -173,23 +171,11 @@ def shared_phase(
         child, params, cells, window, h, rates=settings.rates, key=key)
     return nll.mean(), h
 
-  def update(carry, i):
-    params, opt_state, h = carry
-    place = (first + i) % num_windows
-    update_key = jax.random.fold_in(key, i)
-    h = data.carry_on(h, place, settings.reset_rate, update_key)
-    window = data.take_window(train, place, length)
-    (loss, h), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-        params, window, h, update_key)
-    updates, opt_state = tx.update(grads, opt_state, params)
-    params = optax.apply_updates(params, updates)
-    # A cell whose state overflows spoils its own window alone.
-    h = jnp.where(jnp.isfinite(h), h, 0.0)
-    return (params, opt_state, h), (loss, optax.tree.norm(grads))
-
-  carry = state.params, state.opt_state, state.h
-  (params, opt_state, h), (losses, norms) = jax.lax.scan(
-      update, carry, jnp.arange(settings.shared_updates))
+  num = settings.shared_updates
+  (params, opt_state, h), (losses, norms) = reading.train_windows(
+      loss_fn, tx, (state.params, state.opt_state, state.h), train,
+      state.step * num, reading.update_keys(key, 0, num),
+      window_tokens=settings.window_tokens, reset_rate=settings.reset_rate)
   good = jnp.isfinite(losses) & jnp.isfinite(norms)
   mean = lambda x: jnp.sum(jnp.where(good, x, 0)) / jnp.maximum(good.sum(), 1)
   return state.replace(params=params, opt_state=opt_state, h=h), {

@@ -1,9 +1,10 @@
 """Ways to choose cells over shared weights, as triples of pure functions.
 
 A `Strategy` says which cells the shared weights train on and what it learns
-from their validation losses. All have the same budget: a round has the same
-updates of the weights, and as many evaluated cells; DARTS, which evaluates
-none, has as many gradients of its mixture.
+from their validation losses. A round has the same updates of the weights for
+all, and then steps of the strategy: most evaluate some cells in each, DARTS
+takes a gradient of its mixture, random search does nothing and may have more
+candidates at its end (`uniform.num_cells`) for what that saves.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import optax
 from nas_jax import space as space_lib
 
 NO_LOSS = 99.0  # nats, logged where there is no finite loss
+_DIVERGED, _UNMEASURED = 1e6, 1e9  # nats, of cells in successive halving
 
 State = dict[str, Any]
 Metrics = dict[str, jax.Array]
@@ -53,18 +55,19 @@ class Strategy(NamedTuple):
   relax: Callable[[State], Any] | None = None
 
 
-def uniform(space: space_lib.Space, num_evaluated: int) -> Strategy:
-  """Random search with weight sharing: every encoding is as likely."""
+def uniform(space: space_lib.Space) -> Strategy:
+  """Random search with weight sharing: every encoding is as likely.
+
+  It learns nothing: what it chooses by are its candidates at the end.
+  """
 
   def sample(state, key, num):
     del state
     return space_lib.encode(space, space_lib.sample(space, key, num))
 
   def update(state, key, supernet):
-    draw_key, loss_key = jax.random.split(key)
-    losses = supernet.losses(sample(state, draw_key, num_evaluated), loss_key)
-    return {'updates': state['updates'] + 1}, {
-        'valid_loss': finite_mean(losses)}
+    del key, supernet
+    return {'updates': state['updates'] + 1}, {}
 
   return Strategy(lambda key: {'updates': jnp.int32(0)}, sample, update)
 
@@ -157,7 +160,9 @@ def halving(
 
   def cut(state):
     mean = state['total'] / jnp.maximum(state['count'], 1)
-    mean = jnp.where(state['alive'] & (state['count'] > 0), mean, jnp.inf)
+    # One that was not measured goes before those that are dead.
+    mean = jnp.where(state['count'] > 0, mean, _UNMEASURED)
+    mean = jnp.where(state['alive'], mean, jnp.inf)
     keep = jnp.maximum(state['alive'].sum() // 2, 1)
     alive = jnp.zeros(num_cells, bool).at[jnp.argsort(mean)].set(
         jnp.arange(num_cells) < keep)
@@ -171,7 +176,8 @@ def halving(
     losses = supernet.losses(state['tokens'][chosen], key)
     bad = ~jnp.isfinite(losses)
     state = state | {
-        'total': state['total'].at[chosen].add(jnp.where(bad, 1e6, losses)),
+        'total': state['total'].at[chosen].add(
+            jnp.where(bad, _DIVERGED, losses)),
         'count': state['count'].at[chosen].add(1.0),
         'updates': state['updates'] + 1}
     state = jax.lax.cond(

@@ -39,7 +39,7 @@ from nas_jax import train
 
 SHIPPED = pathlib.Path(__file__).parent / 'tables' / 'markov3.csv'
 _FIELDS = ('seed', 'tokens', 'valid_nats', 'test_nats')
-# What of a config decides which cells there are, and what they are good at.
+# What a run must share with a table for its ranks to be compared with it.
 _ORIGIN = ('dataset', 'markov', 'space', 'child', 'window_tokens')
 # Truths closer than this are taken as tied by the sparse tau.
 _TIE_NATS = 0.01
@@ -142,6 +142,10 @@ def build(
         f'{config.retrain.num_rounds} x {config.retrain.updates_per_round} '
         f'updates; results go to {path}', flush=True)
   found = loop.fit([stage], config, str(path))['cells']
+  if len(found['valid_losses']) != len(seeds):
+    raise TableError(
+        f'{path} has {len(found["valid_losses"]) // len(tokens)} seeds, not '
+        f'{num_seeds}: give --seeds as it was, or another --workdir')
   tests = results.test_losses(run, model, found)
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
@@ -185,7 +189,7 @@ def shared_losses(workdir: str, made_by: Mapping[str, Any]) -> np.ndarray:
     if method == 'uniform':
       break
     end += config.num_rounds + (
-        config.derive.num_cells // config.derive.chunk)
+        experiment.num_candidates(config, method) // config.derive.chunk)
   with checkpoint.manager(str(path), keep=config.keep, milestones=()) as mgr:
     if end not in mgr.all_steps():
       raise TableError(f'{workdir} has not finished its random search')
@@ -234,7 +238,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
       report = rank(args.runs, load(args.table), args.picture)
       print(json.dumps(report, indent=2))
-  except (checkpoint.CheckpointError, OSError, ValueError) as e:
+  except loop.Interrupted as e:
+    print(e, file=sys.stderr)
+    sys.exit(e.exit_code)
+  except (checkpoint.CheckpointError, FloatingPointError, OSError,
+          ValueError) as e:
     sys.exit(f'error: {e}')
 
 

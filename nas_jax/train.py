@@ -63,14 +63,14 @@ def derive_stage(run: experiment.Setup, method: str) -> loop.Stage:
   """Candidates of a finished search, `derive.chunk` a step."""
   config = run.config
   fields = config.derive
+  num_cells = experiment.num_candidates(config, method)
   windows = results_lib.num_windows(run, fields.num_windows)
   return loop.Stage(
       name=f'derive_{method}',
-      num_steps=fields.num_cells // fields.chunk,
+      num_steps=num_cells // fields.chunk,
       mesh=mesh_lib.make_mesh(),
       init=derive.make_init(
-          experiment.make_strategy(run, method), fields.num_cells,
-          config.seed),
+          experiment.make_strategy(run, method), num_cells, config.seed),
       step=derive.make_step(
           run.child, fields.chunk, config.window_tokens, windows),
       params=lambda state: {'tokens': state.tokens, 'losses': state.losses},
@@ -78,14 +78,14 @@ def derive_stage(run: experiment.Setup, method: str) -> loop.Stage:
           **results[f'search_{method}'], 'valid': run.text.valid})
 
 
-def retrain_names(config: experiment.Config) -> list[tuple[str, int]]:
+def retrain_names(run: experiment.Setup) -> list[tuple[str, int]]:
   """(whose cell, seed) of all cells that are trained from scratch."""
-  fields = config.retrain
-  names = [*config.methods, *(f'random/{i}' for i in range(
-      fields.random_cells))]
+  config, fields = run.config, run.config.retrain
+  chance = [f'random/{i}' for i in range(fields.random_cells)]
+  names = [*config.methods, *experiment.given_cells(config, run.space), *chance]
   # A random cell is a draw by itself: one seed each.
-  return [(name, config.seed + s) for name in names
-          for s in range(1 if '/' in name else fields.num_seeds)]
+  return [(name, experiment.training_seed(config, i)) for name in names
+          for i in range(1 if name in chance else fields.num_seeds)]
 
 
 def retrained_tokens(
@@ -96,9 +96,12 @@ def retrained_tokens(
   random = space_lib.encode(run.space, space_lib.sample(
       run.space, keys.of_seed(config.seed, 'random_cells'),
       max(1, config.retrain.random_cells)))
+  given = experiment.given_cells(config, run.space)
   rows = []
-  for name, _ in retrain_names(config):
-    if '/' in name:
+  for name, _ in retrain_names(run):
+    if name in given:
+      rows.append(space_lib.encode(run.space, given[name]))
+    elif name.startswith('random/'):
       rows.append(random[int(name.split('/')[1])])
     else:
       rows.append(experiment.derived(**results[f'derive_{name}']))
@@ -107,7 +110,7 @@ def retrained_tokens(
 
 def retrain_stage(run: experiment.Setup) -> loop.Stage:
   """The derived cells, and random ones, from scratch and side by side."""
-  seeds = [seed for _, seed in retrain_names(run.config)]
+  seeds = [seed for _, seed in retrain_names(run)]
 
   def frozen(results):
     cells = space_lib.decode(run.space, retrained_tokens(run, results))
@@ -120,7 +123,8 @@ def retrain_stage(run: experiment.Setup) -> loop.Stage:
 def lstm_stage(run: experiment.Setup) -> loop.Stage:
   """An LSTM with as many parameters, `retrain.num_seeds` times."""
   config = run.config
-  seeds = [config.seed + s for s in range(config.retrain.num_seeds)]
+  seeds = [experiment.training_seed(config, i)
+           for i in range(config.retrain.num_seeds)]
   model = models.lstm(
       run.corpus.vocab_size, experiment.lstm_size(run),
       config.retrain.init_scale)
@@ -188,7 +192,7 @@ def train_and_evaluate(
         flush=True)
   found = loop.fit(stages, config, str(path))
   return report.write(
-      run, path, found, retrain_names(config),
+      run, path, found, retrain_names(run),
       steps=sum(s.num_steps for s in stages), started=started)
 
 
