@@ -77,11 +77,13 @@ def _zero_product(gate, value):
 def _zero_product_jvp(primals, tangents):
   gate, value = primals
   gate_tangent, value_tangent = tangents
+  zero = _zero_product(gate, value)
   if isinstance(gate_tangent, SymbolicZero):
     # By something else than h, such as x for a penalty of dy/dx: zero too,
     # but its own tangent by h is not.
-    return _zero_product(gate, value), gate * value_tangent
-  return _zero_product(gate, value), gate_tangent * value
+    return zero, gate * value_tangent
+  # A constant, whatever the response: no gradient is carried through it.
+  return jnp.zeros_like(zero), gate_tangent * value
 
 
 _zero_product.defjvp(_zero_product_jvp, symbolic_zeros=True)

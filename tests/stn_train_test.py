@@ -212,6 +212,20 @@ def test_costs_are_the_operations_of_a_round_over_a_plain_one(tmp_path):
   assert stages.num_trials(costs, 4) == math.ceil(4 * costs['delta_stn'])
 
 
+def test_a_hidden_layer_costs_delta_stn_eight_products_for_three():
+  """And the first, whose input has no gradient, five for two.
+
+  Pass 1 is a plain update; pass 2 is W x, W_r x and W dx, and the gradients
+  of W_r and of dx. Validation has W, W_r and, below the top, their inputs'.
+  Layers have 64, 256 and 10 times 256 weights; products with h are a few more.
+  """
+  first, hidden = 64, 256 + 10
+  plain = 2 * (2 * first + 3 * hidden)
+  delta = 2 * (5 * first + 8 * hidden) + 2 * first + 4 * hidden
+  cost = stages.costs(experiment.setup(stn_digits.get_config()))['delta_stn']
+  assert delta / plain < cost < 1.06 * delta / plain
+
+
 def test_the_implicit_function_costs_what_its_products_with_the_hessian_do(
     tmp_path):
   """(d2f/dw2) v of one linear layer is x v and x' of it, half a plain round.
