@@ -23,6 +23,7 @@ from core_jax import mesh as mesh_lib
 from core_jax import metrics as metrics_lib
 
 _OBSERVE_SECONDS = 60.  # At least, between two looks at a state.
+_IN_FLIGHT = 2  # Steps; a request to stop waits for these.
 
 
 def no_batch(step: int) -> dict[str, np.ndarray]:
@@ -204,6 +205,8 @@ def _train(run, stage, offset, frozen):
       # The order within one turn is a contract: update, check and log, save.
       state, metrics = compiled(state, batch, frozen)
       recent.append(metrics)
+      if len(recent) > _IN_FLIGHT:
+        jax.block_until_ready(recent[-1 - _IN_FLIGHT])
       done = i + 1
       last, stopped = done == stage.num_steps, run.stop.received is not None
       due = last or stopped or done % config.checkpoint_every_steps == 0
@@ -235,7 +238,7 @@ def _train(run, stage, offset, frozen):
             last or time.monotonic() - observed > _OBSERVE_SECONDS):
           stage.observe(state, frozen, run.workdir)
           observed = time.monotonic()
-      if stopped and not last:
+      if stopped:
         _interrupt(run, stage, done)
   checkpoint.finish(run.mgr)
   return jax.device_get(stage.params(state))
