@@ -130,6 +130,8 @@ def fit(
       if results[stage.name] is None:
         results[stage.name] = _train(
             run, stage, end - stage.num_steps, stage.frozen(results))
+        if stop.received is not None:
+          _interrupt(run, stage, stage.num_steps)
   return results
 
 
@@ -238,7 +240,7 @@ def _train(run, stage, offset, frozen):
             last or time.monotonic() - observed > _OBSERVE_SECONDS):
           stage.observe(state, frozen, run.workdir)
           observed = time.monotonic()
-      if stopped:
+      if stopped and not last:
         _interrupt(run, stage, done)
   checkpoint.finish(run.mgr)
   return jax.device_get(stage.params(state))

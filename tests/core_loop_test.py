@@ -1,10 +1,14 @@
 """The loop on a line fit: one trace, exact resume, and how runs stop."""
 
+import dataclasses
 import json
+import os
 import pathlib
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import chex
 from flax import struct
@@ -212,6 +216,46 @@ def test_a_signal_saves_and_says_how_to_resume(tmp_path, name):
   resumed = loop.fit([stage], config(), str(tmp_path))
   whole = loop.fit([stage], config(), str(tmp_path / 'whole'))
   chex.assert_trees_all_equal(resumed, whole)
+
+
+def test_a_signal_in_the_last_step_of_the_last_stage_is_heard(tmp_path):
+  stage = line_stage(num_steps=4)
+
+  def watch(scalars):
+    steps.append(scalars)
+    if len(steps) == 4:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  steps = []
+  with pytest.raises(loop.Interrupted, match='SIGTERM at step 4 of 4'):
+    loop.fit([dataclasses.replace(stage, watch=watch)], config(), str(tmp_path))
+  assert len(steps) == 4
+  loop.fit([dataclasses.replace(stage, watch=watch)], config(), str(tmp_path))
+  assert len(steps) == 4  # All had been saved.
+
+
+def test_a_request_to_stop_waits_for_two_steps_at_most(tmp_path):
+  started, ended = [], []
+  stage = line_stage(num_steps=30)
+
+  def step(state, batch, frozen):
+    state, metrics = stage.step(state, batch, frozen)
+    # Slow, and on the device's own time.
+    seen = jax.pure_callback(
+        lambda w: (time.sleep(0.02), ended.append(1), w)[2],
+        jax.ShapeDtypeStruct((), jnp.float32), state.w)
+    return state.replace(w=seen), metrics | {'w': seen}
+
+  def batch(i):
+    started.append(len(ended))
+    return stage.batch(i)
+
+  loop.fit([dataclasses.replace(stage, step=step, batch=batch)],
+           ml_collections.ConfigDict(dict(
+               log_every_steps=30, checkpoint_every_steps=30, keep=2)),
+           str(tmp_path))
+  # Batches are made a few steps ahead, and not thirty.
+  assert max(i - done for i, done in enumerate(started)) < 10
 
 
 def test_metrics_of_a_resumed_run_have_no_step_twice(tmp_path):
