@@ -55,7 +55,9 @@ def get_config(variant=''):
   # This changes no statement, nor do limits.
   config.spread = ml_collections.ConfigDict(dict(workers=0, address=''))
 
-  # Limits of the whole run; 0: none. A run may go on with others.
+  # Of the whole run; 0: none. `concurrency` calls at once, and so many begun a
+  # second, 0.: as many as there are. A single request may fail and be told to
+  # wait so often; 0: the first ends the run. A run may go on with others.
   config.limits = ml_collections.ConfigDict(dict(
       max_calls=0, max_tokens=0, max_cost=0., prompt_price=0.,
       completion_price=0., concurrency=8, calls_per_second=10.,

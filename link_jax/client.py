@@ -9,6 +9,7 @@ that cannot be read.
 import asyncio
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import os
 import random
@@ -37,7 +38,18 @@ class Request(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
-  """Where and how fast. `key_variable` names an environment variable."""
+  """Where and how fast.
+
+  Attributes:
+    base_url: what '/chat/completions' is added to.
+    key_variable: names an environment variable.
+    timeout_seconds: of one call.
+    concurrency: calls at once.
+    calls_per_second: that are begun; 0 is no limit.
+    max_failures: of one request, after which none is asked; 0: after the first.
+    max_rate_limits: the same of answers that say to wait.
+    backoff_seconds: doubled before each further try.
+  """
   base_url: str
   key_variable: str = 'OPENAI_API_KEY'
   timeout_seconds: float = 60.
@@ -99,9 +111,7 @@ class Client:
 
   async def _ask_all(self, path, requests):
     self._stop, self._not_before = None, 0.
-    per_second = max(self.endpoint.calls_per_second, 1.)
-    limiter = aiolimiter.AsyncLimiter(
-        per_second, per_second / self.endpoint.calls_per_second)
+    limiter = _limiter(self.endpoint.calls_per_second)
     room = asyncio.Semaphore(self.endpoint.concurrency)
     key = os.environ.get(self.endpoint.key_variable, '')
     headers = {'Authorization': f'Bearer {key}'} if key else {}
@@ -207,6 +217,14 @@ class Client:
         f'{used.prompt_tokens + used.completion_tokens} tokens. All is kept: '
         f'raise --config.limits.{name} and run the same command to go on')
     return False
+
+
+def _limiter(calls_per_second):
+  """Lets so many begin a second; 0: all."""
+  if not calls_per_second:
+    return contextlib.nullcontext()
+  burst = max(calls_per_second, 1.)
+  return aiolimiter.AsyncLimiter(burst, burst / calls_per_second)
 
 
 def _retry_after(response, default):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import importlib.util
 import pathlib
 from typing import Any
@@ -25,6 +26,22 @@ Config = ml_collections.ConfigDict
 SCORERS = {'bigram': ngram.bigram, 'unigram': ngram.unigram}
 LANGUAGE_MODEL = 'smollm2'
 KNOWLEDGE = ('facts', 'http', 'lm')
+# Field -> the least that it can be.
+_LEAST = {
+    'language_model_per_split': 1, 'critic.step_percent': 1,
+    'search.beam_size': 1, 'search.num_calls': 1, 'search.values_per_call': 1,
+    'search.first_values_per_call': 1, 'search.patience_calls': 1,
+    'search.factual_votes': 1, 'search.factual_agreeing': 1,
+    'search.rouge_weight': 0, 'search.target_per_split': 1,
+    'search.max_repeats': 0, 'search.max_candidates': 0,
+    'measure.num_resamples': 1, 'measure.bin_nats': 1e-6,
+    'spread.workers': 0, 'knowledge.http.max_tokens': 1,
+    'knowledge.http.max_bad_answers': 0,
+    'knowledge.http.timeout_seconds': 1e-3, 'limits.max_calls': 0,
+    'limits.max_tokens': 0, 'limits.max_cost': 0, 'limits.prompt_price': 0,
+    'limits.completion_price': 0, 'limits.concurrency': 1,
+    'limits.calls_per_second': 0, 'limits.max_failures': 0,
+    'limits.max_rate_limits': 0, 'limits.backoff_seconds': 0}
 
 
 def has_language_model() -> bool:
@@ -44,6 +61,7 @@ def resolved(config: Config) -> Config:
 
 def check(config: Config) -> None:
   """Raises ValueError, with the field, for what no run can be made of."""
+  _check_least(config.to_dict())
   for kind in (config.selector, *config.compare):
     selection.Selector(kind, config.search.quantile)
   likelihood_lib.check_norm(config.search.norm)
@@ -69,11 +87,15 @@ def check(config: Config) -> None:
   if config.search.on_exhausted not in search.ON_EXHAUSTED:
     raise ValueError(f'search.on_exhausted is {config.search.on_exhausted!r}; '
                      f'there are {search.ON_EXHAUSTED}')
-  if config.search.max_candidates < 0:
-    raise ValueError('search.max_candidates is '
-                     f'{config.search.max_candidates}; 0 is one round')
   if not config.critic.kinds:
     raise ValueError('critic.kinds is empty: nothing would be checked')
+
+
+def _check_least(fields):
+  for path, least in _LEAST.items():
+    value = functools.reduce(dict.__getitem__, path.split('.'), fields)
+    if not value >= least:  # Nor is what is no number.
+      raise ValueError(f'{path} is {value}, but must be at least {least:g}')
 
 
 def rules_of(config: Config) -> dict[str, rules_lib.Rule]:
