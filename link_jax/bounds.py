@@ -81,9 +81,10 @@ def show(config: ml_collections.ConfigDict, target: Any = None) -> str:
   """For people: what will be asked at most, and what that costs.
 
   Raises:
-    ValueError: a plan for devices, which a run of this package does not train
-      on.
+    ValueError: the config cannot be run, or it is a plan for devices, which a
+      run of this package does not train on.
   """
+  tools.check(tools.resolved(config))
   if target is not None:
     raise ValueError(
         f'--plan={target.name}: there is no training to plan for devices; '

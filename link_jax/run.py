@@ -27,8 +27,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     loop.Interrupted: SIGTERM or Ctrl-C; all is saved.
   """
   started = time.monotonic()
-  tools.check(tools.resolved(config))
-  plan = bounds.show(config)
+  plan = bounds.show(config)  # Raises for what cannot be run.
   path = folder.claim(workdir, generate.identity(tools.resolved(config)))
   print(f'{plan}\nresults go to {path}', flush=True)
   with folder.stop_request() as stop:

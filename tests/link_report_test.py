@@ -100,6 +100,15 @@ def test_the_bound_of_a_rule_by_hand():
   assert bounds.of_rule(rule, config).questions == 21  # of 5 values and more
 
 
+@pytest.mark.parametrize('kind, message', [
+    ('oracle', "knowledge.kind is 'oracle'"), ('http', 'base_url and model')])
+def test_nothing_is_planned_that_cannot_be_run(kind, message):
+  config = link_default.get_config('tiny')
+  config.knowledge.kind = kind
+  with pytest.raises(ValueError, match=message):
+    bounds.show(config)
+
+
 def test_an_unknown_variant_is_refused():
   with pytest.raises(ValueError, match="there are ':tiny' and ':http'"):
     link_default.get_config('large')
