@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
 import dataclasses
+import datetime
+import email.utils
+import math
 import os
 import random
 import time
@@ -82,6 +85,15 @@ def prompt_bound(payload: Mapping[str, Any]) -> int:
   return sum(len(text.encode()) + 16 for text in texts)
 
 
+class _Outcome(NamedTuple):
+  """Of one call: a reply, or what was wrong; `wait` is how many seconds the
+  endpoint said."""
+  reply: cache_lib.Reply | None = None
+  problem: str = ''
+  told_to_wait: bool = False
+  wait: float | None = None
+
+
 class Client:
   """Asks one endpoint, many requests at a time."""
 
@@ -135,64 +147,68 @@ class Client:
           return
         try:
           response = await http.post(path.lstrip('/'), json=request.payload)
-          reply, wait, problem = self._read(response)
+          found = self._read(response)
         except (httpx.TransportError, httpx.InvalidURL) as e:
-          reply, wait, problem = None, None, f'{type(e).__name__}: {e}'
+          found = _Outcome(problem=f'{type(e).__name__}: {e}')
         finally:
           del self._reserved[key]
-        if reply is not None:
-          self.cache.put(key, reply)
+        if found.reply is not None:
+          self.cache.put(key, found.reply)
           return
-      if self._stop:
+      failures += not found.told_to_wait
+      waits += found.told_to_wait
+      if self._stop or self._is_too_often(failures, waits, found.problem):
         return
-      if wait is not None:
-        waits += 1
+      if found.told_to_wait:
+        wait = self._backoff(waits) if found.wait is None else found.wait
         # All wait: the limit is the endpoint's, not this request's.
         self._not_before = max(self._not_before, time.monotonic() + wait)
       else:
-        failures += 1
         await asyncio.sleep(self._backoff(failures))
-      if (failures > self.endpoint.max_failures
-          or waits > self.endpoint.max_rate_limits):
-        self._stop = EndpointError(
-            f'endpoint {self.endpoint.base_url}: failed {failures} times and '
-            f'told to wait {waits} times for one request, at last: {problem}. '
-            'What was answered is kept: run the same command to go on')
 
-  def _backoff(self, failures):
-    most = min(self.endpoint.backoff_seconds * 2 ** failures, 60.)
+  def _is_too_often(self, failures, waits, problem):
+    if (failures <= self.endpoint.max_failures
+        and waits <= self.endpoint.max_rate_limits):
+      return False
+    self._stop = EndpointError(
+        f'endpoint {self.endpoint.base_url}: failed {failures} times and '
+        f'told to wait {waits} times for one request, at last: {problem}. '
+        'What was answered is kept: run the same command to go on')
+    return True
+
+  def _backoff(self, times):
+    most = min(self.endpoint.backoff_seconds * 2. ** min(times, 30), 60.)
     return most * (0.5 + random.random() / 2)
 
   def _read(self, response):
-    """(reply, seconds to wait, problem): one of the first two, or neither for
-    a failure that is to be tried again."""
     status = response.status_code
     if status == 429:
-      return None, _retry_after(response, self.endpoint.backoff_seconds), (
-          'HTTP 429')
+      return _Outcome(
+          problem='HTTP 429', told_to_wait=True, wait=retry_after_seconds(
+              response.headers, datetime.datetime.now(datetime.UTC)))
     if status in (401, 403):
       self._stop = EndpointError(
           f'endpoint {self.endpoint.base_url}: HTTP {status}, the key was not '
           f'accepted; set the environment variable '
           f'{self.endpoint.key_variable}')
-      return None, None, 'refused'
+      return _Outcome(problem='refused')
     if 400 <= status < 500 and status != 408:
       self._stop = EndpointError(
           f'endpoint {self.endpoint.base_url}: HTTP {status}: '
           f'{response.text[:200]}')
-      return None, None, 'refused'
+      return _Outcome(problem='refused')
     if status != 200:
-      return None, None, f'HTTP {status}'
+      return _Outcome(problem=f'HTTP {status}')
     try:
       body = response.json()
       usage = body.get('usage') or {}
       if not isinstance(body['choices'], list) or not body['choices']:
         raise KeyError('choices')
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-      return None, None, f'an answer that is no completion: {e!r}'
-    return cache_lib.Reply(
+      return _Outcome(problem=f'an answer that is no completion: {e!r}')
+    return _Outcome(cache_lib.Reply(
         body, int(usage.get('prompt_tokens') or 0),
-        int(usage.get('completion_tokens') or 0)), None, ''
+        int(usage.get('completion_tokens') or 0)))
 
   def _reserve(self, key, payload):
     """Whether one more call stays within all limits, whatever it costs."""
@@ -227,8 +243,19 @@ def _limiter(calls_per_second):
   return aiolimiter.AsyncLimiter(burst, burst / calls_per_second)
 
 
-def _retry_after(response, default):
+def retry_after_seconds(
+    headers: Mapping[str, str], now: datetime.datetime) -> float | None:
+  """What Retry-After says, in seconds or as a date (RFC 9110, 10.2.3); None
+  where there is nothing that reads so."""
+  told = headers.get('Retry-After', '')
   try:
-    return max(float(response.headers['Retry-After']), 0.)
-  except (KeyError, ValueError):
-    return default
+    seconds = float(told)
+  except ValueError:
+    try:
+      date = email.utils.parsedate_to_datetime(told)
+    except ValueError:
+      return None
+    if date.tzinfo is None:
+      date = date.replace(tzinfo=datetime.UTC)
+    seconds = (date - now).total_seconds()
+  return max(seconds, 0.) if math.isfinite(seconds) else None

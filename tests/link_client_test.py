@@ -1,6 +1,8 @@
 """The client, against answers that the tests give it in the same process."""
 
+import datetime
 import functools
+import time
 
 import httpx
 import pytest
@@ -37,3 +39,32 @@ def test_any_pace_gets_its_answers(ask, calls_per_second):
   replies = ask(lambda request: httpx.Response(200, json=ANSWER), count,
                 calls_per_second=calls_per_second)
   assert [reply.body for reply in replies] == [ANSWER] * count
+
+
+@pytest.mark.parametrize('told, seconds', [
+    ('7', 7.), ('0.02', 0.02), ('-1', 0.), ('soon', None), ('inf', None),
+    ('', None), ('Wed, 21 Oct 2015 07:28:30 GMT', 30.),
+    ('Wed, 21 Oct 2015 07:28:30 -0000', 30.),
+    ('Wed, 21 Oct 2015 09:29:00 +0200', 60.),
+    ('Tue, 20 Oct 2015 07:28:00 GMT', 0.)])
+def test_retry_after_is_seconds_or_a_date(told, seconds):
+  now = datetime.datetime(2015, 10, 21, 7, 28, tzinfo=datetime.UTC)
+  found = client.retry_after_seconds(httpx.Headers({'retry-after': told}), now)
+  assert found == seconds
+
+
+def test_without_a_word_how_long_each_wait_is_twice_the_last(ask):
+  seen = []
+
+  def busy(request):
+    seen.append(request)
+    return (httpx.Response(429) if len(seen) <= 7
+            else httpx.Response(200, json=ANSWER))
+
+  started = time.monotonic()
+  ask(busy)
+  # At least half of 2 + 4 + ... + 128 ms; seven times the first is 14 ms.
+  assert time.monotonic() - started > 0.12
+  with pytest.raises(client.EndpointError, match='to wait 3 times for one'):
+    seen.clear()
+    ask(busy, 2, max_rate_limits=2)
