@@ -52,6 +52,9 @@ class Endpoint:
     max_failures: of one request, after which none is asked; 0: after the first.
     max_rate_limits: the same of answers that say to wait.
     backoff_seconds: doubled before each further try.
+
+  Raises:
+    ValueError: base_url is no address.
   """
   base_url: str
   key_variable: str = 'OPENAI_API_KEY'
@@ -61,6 +64,17 @@ class Endpoint:
   max_failures: int = 8
   max_rate_limits: int = 100
   backoff_seconds: float = 0.5
+
+  def __post_init__(self):
+    try:
+      url = httpx.URL(self.base_url)
+      is_address = (url.scheme in ('http', 'https') and url.host
+                    and (url.port or 0) < 2 ** 16)
+    except httpx.InvalidURL:
+      is_address = False
+    if not is_address:
+      raise ValueError(f'base_url is {self.base_url!r}, which is no address of '
+                       'an endpoint: it reads https://HOST/v1, or http://')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +162,7 @@ class Client:
         try:
           response = await http.post(path.lstrip('/'), json=request.payload)
           found = self._read(response)
-        except (httpx.TransportError, httpx.InvalidURL) as e:
+        except httpx.RequestError as e:
           found = _Outcome(problem=f'{type(e).__name__}: {e}')
         finally:
           del self._reserved[key]

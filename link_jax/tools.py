@@ -76,6 +76,8 @@ def check(config: Config) -> None:
     raise ValueError(f'knowledge.kind is {kind!r}; there are {KNOWLEDGE}')
   if kind == 'http' and not (http.base_url and http.model):
     raise ValueError('knowledge.http: base_url and model are needed')
+  if kind == 'http':
+    endpoint_of(config)  # Raises where base_url is no address.
   if kind == 'http' and config.spread.workers:
     raise ValueError(
         "spread.workers: knowledge.kind = 'http' keeps to one process, which "
@@ -141,14 +143,18 @@ def build(config: Config, path: pathlib.Path) -> Tools:
 
 def _client(config, path):
   from link_jax import client as client_lib
-  http = config.knowledge.http
-  endpoint = client_lib.Endpoint(
-      http.base_url, http.key_variable, http.timeout_seconds,
-      config.limits.concurrency, config.limits.calls_per_second,
-      config.limits.max_failures, config.limits.max_rate_limits,
-      config.limits.backoff_seconds)
   return client_lib.Client(
-      endpoint, limits_of(config), cache_lib.Cache(path / 'cache.sqlite'))
+      endpoint_of(config), limits_of(config),
+      cache_lib.Cache(path / 'cache.sqlite'))
+
+
+def endpoint_of(config: Config):
+  from link_jax import client as client_lib
+  http, limits = config.knowledge.http, config.limits
+  return client_lib.Endpoint(
+      http.base_url, http.key_variable, http.timeout_seconds,
+      limits.concurrency, limits.calls_per_second, limits.max_failures,
+      limits.max_rate_limits, limits.backoff_seconds)
 
 
 def limits_of(config: Config):

@@ -68,3 +68,27 @@ def test_without_a_word_how_long_each_wait_is_twice_the_last(ask):
   with pytest.raises(client.EndpointError, match='to wait 3 times for one'):
     seen.clear()
     ask(busy, 2, max_rate_limits=2)
+
+
+@pytest.mark.parametrize('error', [
+    httpx.DecodingError, httpx.TooManyRedirects, httpx.ReadTimeout])
+def test_whatever_fails_a_call_is_tried_again_and_named(ask, error):
+  seen = []
+
+  def fails(request, times):
+    seen.append(request)
+    if len(seen) <= times:
+      raise error('something', request=request)
+    return httpx.Response(200, json=ANSWER)
+
+  assert len(ask(functools.partial(fails, times=2), 3)) == 3
+  with pytest.raises(client.EndpointError, match=f'{error.__name__}: somethi'):
+    ask(functools.partial(fails, times=99), 4, max_failures=1)
+
+
+@pytest.mark.parametrize('base_url', [
+    'host/v1', 'host:8000/v1', 'ftp://host/v1', 'http://', 'http://[::1/v1',
+    'http://host:99999'])
+def test_what_is_no_address_is_never_asked(base_url):
+  with pytest.raises(ValueError, match='base_url is .* it reads https://HOST'):
+    client.Endpoint(base_url)

@@ -66,6 +66,8 @@ def test_a_signal_stops_between_events_and_the_run_goes_on(tmp_path):
     ('limits.max_cost', float('nan'), 'limits.max_cost is nan'),
     ('knowledge.kind', 'oracle', 'knowledge.kind'),
     ('knowledge.kind', 'http', 'base_url and model'),
+    ('knowledge', {'kind': 'http', 'http': {'base_url': 'host:80/v1',
+                                            'model': 'm'}}, 'is no address'),
     ('knowledge', {'kind': 'lm', 'lm': {'mode': 'talk'}}, 'lm.mode is .talk.'),
     ('knowledge', {'kind': 'lm', 'lm': {'model': '/no'}}, 'model at ./no'),
     ('knowledge.parser', 'xml', 'knowledge.parser'),
