@@ -58,11 +58,13 @@ def get_config(variant=''):
 
   # Of the whole run; 0: none. `concurrency` calls at once, and so many begun a
   # second, 0.: as many as there are. A single request may fail and be told to
-  # wait so often; 0: the first ends the run. A run may go on with others.
+  # wait so often, and so many of a run be refused, which are then answers
+  # without a value; 0: the first ends the run. A run may go on with others.
   config.limits = ml_collections.ConfigDict(dict(
       max_calls=0, max_tokens=0, max_cost=0., prompt_price=0.,
       completion_price=0., concurrency=8, calls_per_second=10.,
-      max_failures=8, max_rate_limits=100, backoff_seconds=0.5))
+      max_failures=8, max_rate_limits=100, max_refused=0,
+      backoff_seconds=0.5))
 
   if variant == 'tiny':
     config.only_rules = (

@@ -16,11 +16,17 @@ class Reply(NamedTuple):
   completion_tokens: int
 
 
+def refusal(problem: str) -> Reply:
+  """Stands for the answer that an endpoint will not give."""
+  return Reply({'refused': problem}, 0, 0)
+
+
 class Usage(NamedTuple):
   """What all answers so far cost, over all processes of a run."""
   calls: int
   prompt_tokens: int
   completion_tokens: int
+  refused: int = 0  # of the calls
 
 
 def key_of(path: str, payload: Mapping[str, Any], salt: str) -> str:
@@ -42,7 +48,9 @@ class Cache:
         'prompt_tokens INTEGER, completion_tokens INTEGER)')
     self._usage = Usage(*self._db.execute(
         'SELECT COUNT(*), COALESCE(SUM(prompt_tokens), 0), '
-        'COALESCE(SUM(completion_tokens), 0) FROM replies').fetchone())
+        'COALESCE(SUM(completion_tokens), 0), '
+        """COALESCE(SUM(body LIKE '{"refused"%'), 0) FROM replies"""
+    ).fetchone())
 
   def get(self, key: str) -> Reply | None:
     row = self._db.execute(
@@ -60,7 +68,8 @@ class Cache:
       used = self._usage
       self._usage = Usage(
           used.calls + 1, used.prompt_tokens + reply.prompt_tokens,
-          used.completion_tokens + reply.completion_tokens)
+          used.completion_tokens + reply.completion_tokens,
+          used.refused + ('refused' in reply.body))
 
   def usage(self) -> Usage:
     return self._usage

@@ -25,6 +25,9 @@ import httpx
 
 from link_jax import cache as cache_lib
 
+_OF_ONE_REQUEST = (400, 413, 422)
+"""Statuses that may mean one request and not its sender."""
+
 
 class EndpointError(OSError):
   """The endpoint cannot be used; the message says what to do."""
@@ -51,6 +54,8 @@ class Endpoint:
     calls_per_second: that are begun; 0 is no limit.
     max_failures: of one request, after which none is asked; 0: after the first.
     max_rate_limits: the same of answers that say to wait.
+    max_refused: chats of the whole run that may be refused; each counts as an
+      answer without a value.
     backoff_seconds: doubled before each further try.
 
   Raises:
@@ -63,6 +68,7 @@ class Endpoint:
   calls_per_second: float = 10.
   max_failures: int = 8
   max_rate_limits: int = 100
+  max_refused: int = 0
   backoff_seconds: float = 0.5
 
   def __post_init__(self):
@@ -161,7 +167,7 @@ class Client:
           return
         try:
           response = await http.post(path.lstrip('/'), json=request.payload)
-          found = self._read(response)
+          found = self._read(request, response)
         except httpx.RequestError as e:
           found = _Outcome(problem=f'{type(e).__name__}: {e}')
         finally:
@@ -194,7 +200,7 @@ class Client:
     most = min(self.endpoint.backoff_seconds * 2. ** min(times, 30), 60.)
     return most * (0.5 + random.random() / 2)
 
-  def _read(self, response):
+  def _read(self, request, response):
     status = response.status_code
     if status == 429:
       return _Outcome(
@@ -207,10 +213,7 @@ class Client:
           f'{self.endpoint.key_variable}')
       return _Outcome(problem='refused')
     if 400 <= status < 500 and status != 408:
-      self._stop = EndpointError(
-          f'endpoint {self.endpoint.base_url}: HTTP {status}: '
-          f'{response.text[:200]}')
-      return _Outcome(problem='refused')
+      return self._refused(request, status, response.text[:200])
     if status != 200:
       return _Outcome(problem=f'HTTP {status}')
     try:
@@ -223,6 +226,22 @@ class Client:
     return _Outcome(cache_lib.Reply(
         body, int(usage.get('prompt_tokens') or 0),
         int(usage.get('completion_tokens') or 0)))
+
+  def _refused(self, request, status, text):
+    """What no further try would change: of the whole run, or of this request
+    alone, such as by a filter of contents."""
+    problem = f'HTTP {status}: {text}'
+    # Without a score there is no rank, but without a value there are others.
+    alone = status in _OF_ONE_REQUEST and 'messages' in request.payload
+    if alone and self.cache.usage().refused < self.endpoint.max_refused:
+      return _Outcome(cache_lib.refusal(problem))
+    hint = ('. If it refuses this request alone, as a filter of contents does, '
+            'raise limits.max_refused, the number of requests that may stay '
+            'without an answer, and run the same command to go on'
+            ) if alone else ''
+    self._stop = EndpointError(
+        f'endpoint {self.endpoint.base_url}: {problem}{hint}')
+    return _Outcome(problem='refused')
 
   def _reserve(self, key, payload):
     """Whether one more call stays within all limits, whatever it costs."""

@@ -172,7 +172,7 @@ def _load(name):
   from link_jax import client as client_lib
   from link_jax import http_model
   client = client_lib.Client(
-      client_lib.Endpoint(_BASE_URL.value),
+      client_lib.Endpoint(_BASE_URL.value, max_refused=_MAX_REFUSED.value),
       client_lib.Limits(max_calls=_MAX_CALLS.value),
       cache_lib.Cache(pathlib.Path(_RUN.value) / 'probe_cache.sqlite'))
   return http_model.HttpAnswers(client, name.removeprefix('http:'))
@@ -187,6 +187,9 @@ if __name__ == '__main__':
       'OPENAI_API_KEY.')
   _MAX_CALLS = flags.DEFINE_integer(
       'max_calls', 0, 'Of the endpoint, kept answers included; 0: no limit.')
+  _MAX_REFUSED = flags.DEFINE_integer(
+      'max_refused', 0, 'Questions that the endpoint may refuse; each is a '
+      'wrong answer.')
   _PER_DOMAIN = flags.DEFINE_integer(
       'per_domain', 40, 'Statements of each domain and split at most.')
   _SEED = flags.DEFINE_integer('seed', 0, 'Of the draw.')

@@ -273,7 +273,8 @@ def _funnel(statements, config, path):
       report_lib.Figure(plot, 'Candidates of all variables and both splits'),
       report_lib.Text(
           f'The critic left {total("abstained"):,} claims open; they are not '
-          f'accepted. Calls of an endpoint: {usage.calls:,}, tokens: '
+          f'accepted. Calls of an endpoint: {usage.calls:,}, refused '
+          f'{usage.refused:,}, tokens: '
           f'{usage.prompt_tokens + usage.completion_tokens:,}. Of '
           f'{len(short)} rules a split has fewer than search.target_per_split '
           f'= {config.search.target_per_split} statements'

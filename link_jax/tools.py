@@ -41,7 +41,8 @@ _LEAST = {
     'limits.max_tokens': 0, 'limits.max_cost': 0, 'limits.prompt_price': 0,
     'limits.completion_price': 0, 'limits.concurrency': 1,
     'limits.calls_per_second': 0, 'limits.max_failures': 0,
-    'limits.max_rate_limits': 0, 'limits.backoff_seconds': 0}
+    'limits.max_rate_limits': 0, 'limits.max_refused': 0,
+    'limits.backoff_seconds': 0}
 
 
 def has_language_model() -> bool:
@@ -154,7 +155,7 @@ def endpoint_of(config: Config):
   return client_lib.Endpoint(
       http.base_url, http.key_variable, http.timeout_seconds,
       limits.concurrency, limits.calls_per_second, limits.max_failures,
-      limits.max_rate_limits, limits.backoff_seconds)
+      limits.max_rate_limits, limits.max_refused, limits.backoff_seconds)
 
 
 def limits_of(config: Config):

@@ -92,3 +92,27 @@ def test_whatever_fails_a_call_is_tried_again_and_named(ask, error):
 def test_what_is_no_address_is_never_asked(base_url):
   with pytest.raises(ValueError, match='base_url is .* it reads https://HOST'):
     client.Endpoint(base_url)
+
+
+def test_some_requests_may_be_refused_and_are_not_asked_again(ask):
+  asked = []
+
+  def filters(request):
+    asked.append(request)
+    return (httpx.Response(400, text='filtered') if len(asked) in (2, 3)
+            else httpx.Response(200, json=ANSWER))
+
+  one_by_one = {'concurrency': 1}
+  with pytest.raises(client.EndpointError, match='filtered.*max_refused'):
+    ask(filters, 4, **one_by_one)
+  assert len(asked) == 2
+  replies = ask(filters, 4, max_refused=1, **one_by_one)
+  assert [reply.body.get('refused') for reply in replies] == [
+      None, 'HTTP 400: filtered', None, None]
+  assert len(asked) == 5 and ask(filters, 4) == replies and len(asked) == 5
+
+
+@pytest.mark.parametrize('status', [401, 403, 404])
+def test_what_is_refused_to_the_sender_is_no_answer(ask, status):
+  with pytest.raises(client.EndpointError, match=f'HTTP {status}'):
+    ask(lambda request: httpx.Response(status), max_refused=9)
