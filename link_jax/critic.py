@@ -57,14 +57,13 @@ class FactsCritic:
   def __init__(self, facts: facts_lib.Facts):
     self.name, self.fingerprint = 'facts', facts.fingerprint
     self._facts = facts
-    self._relations, self._sets = {}, {}
 
   def judge(self, claims: Sequence[Claim]) -> list[Verdict]:
     return [self._judge(claim) for claim in claims]
 
   def _judge(self, claim):
     if claim.predicate is None:
-      members = self._members(claim.y)
+      members = self._facts.members(claim.y)
       if members is None:
         return Verdict(None)
       source = members.get(claim.x)
@@ -72,17 +71,9 @@ class FactsCritic:
     binding = claim.predicate.binding
     if not binding:
       return Verdict(None)
-    if binding not in self._relations:
-      self._relations[binding] = relations.parse(binding, self._facts)
-    answer = self._relations[binding].ask(claim.x, claim.y)
+    answer = relations.parse(binding, self._facts).ask(claim.x, claim.y)
     p = None if answer.holds is None else float(answer.holds)
     return Verdict(p, answer.sources)
-
-  def _members(self, name):
-    """A set, made once."""
-    if name not in self._sets:
-      self._sets[name] = self._facts.members(name)
-    return self._sets[name]
 
 
 class AnswerModel(Protocol):
@@ -95,13 +86,9 @@ class AnswerModel(Protocol):
     """[prompts, answers], rows in [0, 1]."""
 
 
-def yes_probability(yes_logit: float, no_logit: float) -> float:
-  """Softmax over the two logits alone: what LINK asks of Flan-T5."""
-  return float(1 / (1 + np.exp(no_logit - yes_logit)))
-
-
 class YesNoCritic:
-  """Asks a language model; the order of words is LINK's, the words are ours."""
+  """Asks a language model, as LINK asks Flan-T5: yes against no alone. The
+  order of words is LINK's, the words are ours."""
 
   def __init__(self, model: AnswerModel):
     self.name, self.fingerprint = f'yes-no {model.name}', model.fingerprint

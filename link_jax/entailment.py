@@ -146,11 +146,6 @@ def accuracy(right: np.ndarray) -> Accuracy:
       float(right.all(1).mean()), len(right))
 
 
-def relative_drop(head: float, tail: float) -> float:
-  """(head - tail) / head: LINK's 23.64 to 18.66 is a drop of 0.2107."""
-  return (head - tail) / head if head else float('nan')
-
-
 def read_answer(text: str, answers: Sequence[str]) -> int | None:
   """Index of the answer that a reply begins with, whatever its case."""
   found = re.match(r"\W*(\w+)", text)

@@ -19,9 +19,12 @@ class Table:
   source: Mapping[tuple[str, str], str]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Facts:
-  """What a source of knowledge holds; `fingerprint` is a hash of its files."""
+  """What a source of knowledge holds; `fingerprint` is a hash of its files.
+
+  Sets and relations of it are asked for again and again, and made once.
+  """
   sets: Mapping[str, Mapping[str, str]]  # name -> value -> source
   tables: Mapping[str, Table]
   numbers: Mapping[str, Mapping[str, tuple[float, str]]]
@@ -29,13 +32,18 @@ class Facts:
 
   def members(self, name: str) -> Mapping[str, str] | None:
     """Value -> source of a set, or of a class as 'kind_of:bird'."""
-    prefix, _, kind = name.partition(':')
-    if prefix != 'kind_of' or not kind:
-      return self.sets.get(name)
-    table = self.tables['kind_of']
-    if kind not in table.left:
-      return None
-    return {x: table.source[x, kind] for x in table.left[kind]}
+    return _members(self, name)
+
+
+@functools.cache
+def _members(facts, name):
+  prefix, _, kind = name.partition(':')
+  if prefix != 'kind_of' or not kind:
+    return facts.sets.get(name)
+  table = facts.tables['kind_of']
+  if kind not in table.left:
+    return None
+  return {x: table.source[x, kind] for x in table.left[kind]}
 
 
 def read(path: pathlib.Path) -> Facts:

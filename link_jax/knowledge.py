@@ -81,7 +81,7 @@ class FactsModel:
     self.name = 'facts'
     self.fingerprint = f'{facts.fingerprint} {guess_share}'
     self._facts, self._guess_share = facts, guess_share
-    self._relations, self._sets, self._lists = {}, {}, {}
+    self._lists = {}
 
   def propose(self, queries: Sequence[Query]) -> list[list[Candidate]]:
     return [self._propose(query) for query in queries]
@@ -108,19 +108,14 @@ class FactsModel:
     return [members[i] for i in drawn if members[i] not in taken]
 
   def _list(self, source):
+    """A set in order, made once: a guess is the member of a number."""
     if source not in self._lists:
-      self._lists[source] = tuple(self._members(source))
+      self._lists[source] = tuple(self._facts.members(source) or ())
     return self._lists[source]
-
-  def _members(self, source):
-    """A set, made once."""
-    if source not in self._sets:
-      self._sets[source] = self._facts.members(source) or {}
-    return self._sets[source]
 
   def _pool(self, query):
     source = query.rule.variable(query.variable).source
-    members = self._members(source)
+    members = self._facts.members(source) or {}
     known = query.known
     for predicate in query.predicates:
       found = self._along(predicate, query.variable, known)
@@ -132,15 +127,10 @@ class FactsModel:
   def _along(self, predicate, variable, known):
     if not predicate.binding:
       return None
-    relation = self._relation(predicate.binding)
+    relation = relations.parse(predicate.binding, self._facts)
     x, y = predicate.arguments
     return (relation.given_right(known[y]) if x == variable
             else relation.given_left(known[x]))
-
-  def _relation(self, binding):
-    if binding not in self._relations:
-      self._relations[binding] = relations.parse(binding, self._facts)
-    return self._relations[binding]
 
 
 def check_bindings(rule: rules.Rule, facts: facts_lib.Facts) -> None:

@@ -20,7 +20,7 @@ class Row(NamedTuple):
   split: str
   score: float  # nats, by some norm
   length: int  # tokens
-  zipf: float  # of the words of its last value
+  zipf: float  # a mean over the words of its values
 
 
 class Delta(NamedTuple):

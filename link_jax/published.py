@@ -1,4 +1,4 @@
-"""The published code's output files: read, written, measured.
+"""The published code's output files: read and measured.
 
   python -m link_jax.published --folder=DIR --rules_file=rules.json \\
       --scorers=bigram,unigram
@@ -56,17 +56,6 @@ def read_rule(folder: pathlib.Path, rule: rules_lib.Rule) -> Beams:
                            'cells were expected')
         found[split].append(generic | row)
   return found
-
-
-def write_rule(folder: pathlib.Path, rule: rules_lib.Rule, beams: Beams,
-               order: Sequence[str]) -> None:
-  """The same files, columns in search order."""
-  for split, rows in beams.items():
-    path = folder / f'{rule.name}{SUFFIX}{split}'
-    with path.open('w', newline='', encoding='utf-8') as file:
-      writer = csv.DictWriter(file, order)
-      writer.writeheader()
-      writer.writerows(rows)
 
 
 def measured(

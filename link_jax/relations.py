@@ -164,6 +164,7 @@ class Swapped:
     return self.of.given_left(y)
 
 
+@functools.cache
 def parse(binding: str, facts: Facts) -> Relation:
   """The relation that a binding names.
 

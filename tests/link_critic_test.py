@@ -58,10 +58,6 @@ def test_confidence_is_the_mean_over_steps():
   assert critic.passes(critic.accumulated([0.85, 0.85, 0.85]), 85)
 
 
-def test_yes_is_weighed_against_no_alone():
-  assert critic.yes_probability(2., 0.) == pytest.approx(0.880797, abs=1e-6)
-
-
 class Answers:
   name, fingerprint = 'answers', '0'
 
@@ -90,6 +86,13 @@ def test_lookup_says_yes_no_or_nothing():
       claim('flogiston', 'shellfish'), claim('stone crab', 'shellfish', '')])
   assert (yes.p, no.p, unknown.p, unbound.p) == (1., 0., None, None)
   assert yes.evidence[0].startswith('wordnet:')
+
+
+def test_sets_and_relations_of_facts_are_made_once():
+  data = facts.embedded()
+  assert data.members('kind_of:bird') is data.members('kind_of:bird')
+  assert relations.parse('~table:kind_of', data) is relations.parse(
+      '~table:kind_of', data)
 
 
 def test_who_abstains_leaves_it_to_the_next():

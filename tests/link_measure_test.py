@@ -1,6 +1,7 @@
 """Likelihoods that sum to one, selectors that keep apart, measures with known
 answers."""
 
+import csv
 import math
 
 import numpy as np
@@ -192,8 +193,6 @@ def test_all_thirteen_right_is_rarer_than_any_one():
   found = entailment.accuracy(right)
   assert found.all_right <= min(found.templates)
   assert found.mean == pytest.approx(right.mean())
-  assert entailment.relative_drop(23.64, 18.66) == pytest.approx(
-      0.2107, abs=5e-5)
   assert entailment.read_answer(' yes, it is', ('Yes', 'No')) == 0
   assert entailment.read_answer('Perhaps', ('Yes', 'No')) is None
   statement = {'premise': 'PersonX is old',
@@ -202,11 +201,16 @@ def test_all_thirteen_right_is_rarer_than_any_one():
   assert sum(p.label for p in entailment.of_statement(statement)) == 6
 
 
-def test_published_files_go_out_and_come_back(tmp_path):
+def test_published_files_are_read_as_they_are_written(tmp_path):
   rule = rulefile.parse('rule2', RULE2)
   beams = {'head': [VALUES, VALUES | {'B': 'rice, "fried"'}],
            'longtail': [VALUES | {'Z': 'langoustine', 'B': 'zarzuela'}]}
-  published.write_rule(tmp_path, rule, beams, 'PAZB')
+  for split, rows in beams.items():
+    path = tmp_path / f'rule2_value_cache.csv_{split}'
+    with path.open('w', newline='') as file:
+      writer = csv.DictWriter(file, 'PAZB')
+      writer.writeheader()
+      writer.writerows(rows)
   assert published.read_rule(tmp_path, rule) == beams
   rows = published.measured(tmp_path, [rule], ngram.bigram())
   assert measure.rule_deltas(rows)['rule2'] > 0
