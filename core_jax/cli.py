@@ -8,7 +8,6 @@ from typing import Any
 
 from absl import app
 from absl import flags
-from absl import logging
 from clu import platform
 import jax
 import ml_collections
@@ -16,12 +15,12 @@ from ml_collections import config_flags
 
 from core_jax import checkpoint
 from core_jax import loop
+from core_jax import program
 from core_jax import topology
 
 Config = ml_collections.ConfigDict
 
-_ERRORS = (
-    checkpoint.CheckpointError, FloatingPointError, OSError, ValueError)
+_ERRORS = (checkpoint.CheckpointError, *program.ERRORS)
 
 
 def run(
@@ -54,11 +53,10 @@ def run(
       'that is not, --plan=h100 of one such GPU.', boolean=True)
 
   def main(argv):
-    if len(argv) > 1:
-      sys.exit(f'error: {argv[1]!r} is not a flag; see --help')
-    _quieten()
+    program.refuse_words(argv)
+    program.quieten()
     _use_compilation_cache()
-    try:
+    with program.one_line(_ERRORS):
       experiment = config.value
       experiment.to_dict()  # Where the file could not be read, raises here.
       if plan.value != 'false':
@@ -66,14 +64,11 @@ def run(
         return
       path = workdir.value or _default_workdir(package)
       platform.work_unit().set_task_status(f'{package}: {path}')
-      train(experiment, path)
-    except loop.Interrupted as e:
-      print(e, file=sys.stderr)
-      sys.exit(e.exit_code)
-    except _ERRORS as e:
-      logging.debug('Where it happened:', exc_info=True)
-      print(f'error: {e}', file=sys.stderr)
-      sys.exit(1)
+      try:
+        train(experiment, path)
+      except loop.Interrupted as e:
+        print(e, file=sys.stderr)
+        sys.exit(e.exit_code)
 
   app.run(main, flags_parser=_parse)
 
@@ -131,14 +126,6 @@ def _default_workdir(package):
   stem = pathlib.Path(name.split(':')[0]).stem
   variant = ''.join(f'-{v}' for v in name.split(':')[1:])
   return os.path.join('runs', f'{package}-{stem}{variant}')
-
-
-def _quieten():
-  """Warnings only, unless the command line asks for more: orbax tells of
-  every file that it writes."""
-  asked = {arg.lstrip('-').split('=')[0] for arg in sys.argv[1:]}
-  if not asked & {'verbosity', 'v'}:
-    logging.set_verbosity(logging.WARNING)
 
 
 def _use_compilation_cache():

@@ -9,11 +9,11 @@ at this before trusting a critic that is no lookup.
 
 from collections.abc import Sequence
 
-from absl import app
 from absl import flags
 import ml_collections
 import numpy as np
 
+from core_jax import program
 from link_jax import critic as critic_lib
 from link_jax import facts as facts_lib
 from link_jax import measure
@@ -66,8 +66,7 @@ def report(critic: critic_lib.Critic, claims: Sequence[critic_lib.Claim],
   return found
 
 
-def main(argv):
-  del argv
+def main():
   claims, labels = labelled(
       facts_lib.embedded(), _TABLE.value, _TEMPLATE.value, _NUM_CLAIMS.value,
       _SEED.value)
@@ -82,6 +81,7 @@ if __name__ == '__main__':
   _TABLE = flags.DEFINE_string('table', 'kind_of', 'Of the embedded facts.')
   _TEMPLATE = flags.DEFINE_string(
       'template', '[X] is one type of [Y]', 'The claim, with its slots.')
-  _NUM_CLAIMS = flags.DEFINE_integer('num_claims', 64, 'Claims in all.')
+  _NUM_CLAIMS = flags.DEFINE_integer(
+      'num_claims', 64, 'Claims in all.', lower_bound=2)
   _SEED = flags.DEFINE_integer('seed', 0, 'Of the draw.')
-  app.run(main)
+  program.run(main)

@@ -15,10 +15,10 @@ import pathlib
 import re
 from typing import Any
 
-from absl import app
 from absl import flags
 
 from core_jax import folder
+from core_jax import program
 from link_jax import facts as facts_lib
 from link_jax import rulefile
 from link_jax import rules
@@ -98,10 +98,12 @@ def classes_below(name: str) -> list[str]:
   return [kind for kind in kinds.left[name] if kind in kinds.left]
 
 
-def main(argv):
-  del argv
+def main():
   entry = parse(_RULE.value)
-  entry['bindings'] = json.loads(_BINDINGS.value)
+  try:
+    entry['bindings'] = json.loads(_BINDINGS.value)
+  except ValueError as e:
+    raise ValueError(f'--bindings={_BINDINGS.value}: not JSON: {e}') from e
   entry['domain'] = _DOMAIN.value
   categories = _CATEGORIES.value + (
       classes_below(_BELOW.value) if _BELOW.value else [])
@@ -121,4 +123,4 @@ if __name__ == '__main__':
   _BINDINGS = flags.DEFINE_string('bindings', '{}', 'Of predicates, as JSON.')
   _DOMAIN = flags.DEFINE_string('domain', '', 'Of the rules.')
   _OUT = flags.DEFINE_string('out', None, 'File of rules.', required=True)
-  app.run(main)
+  program.run(main)

@@ -9,9 +9,9 @@ What it writes is in the repository; run it only to change it.
 import gzip
 import pathlib
 
-from absl import app
 from absl import flags
 
+from core_jax import program
 from link_jax import facts
 from link_jax.sources import elements
 from link_jax.sources import glosses
@@ -59,8 +59,7 @@ def write(path: pathlib.Path, lines: list[str]) -> None:
   print(f'{path}: {len(lines):,} lines, {path.stat().st_size:,} bytes')
 
 
-def main(argv):
-  del argv
+def main():
   nets = {'wordnet': WordNet(_WORDNET.value, 'noun'),
           'wordnet-verb': WordNet(_WORDNET.value, 'verb')}
   rows = collect(*nets.values())
@@ -71,4 +70,4 @@ def main(argv):
 if __name__ == '__main__':
   _WORDNET = flags.DEFINE_string(
       'wordnet', '/usr/share/wordnet', "The folder of WordNet's data.noun.")
-  app.run(main)
+  program.run(main)

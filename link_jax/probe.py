@@ -13,17 +13,15 @@ from collections.abc import Sequence
 import json
 import pathlib
 import re
-import sys
 from typing import Any
 from typing import Protocol
 
-from absl import app
 from absl import flags
-from absl import logging
 from matplotlib.figure import Figure
 import numpy as np
 
 from core_jax import folder
+from core_jax import program
 from link_jax import entailment
 from link_jax import search
 
@@ -147,18 +145,13 @@ def probe(
   return found
 
 
-def main(argv):
-  del argv
-  logging.set_verbosity(logging.WARNING)
-  try:
-    read(_RUN.value)  # Before the weights are.
-    model = _load(_MODEL.value)
-    print(f'{_PER_DOMAIN.value} statements of each domain and split, 13 '
-          f'questions each, to {model.name}', flush=True)
-    found = probe(model, _RUN.value, _PER_DOMAIN.value, _SEED.value)
-  except (OSError, ValueError) as e:
-    sys.exit(f'error: {e}')
-  print(markdown(found))
+def main():
+  read(_RUN.value)  # Before the weights are.
+  model = _load(_MODEL.value)
+  print(f'{_PER_DOMAIN.value} statements of each domain and split, 13 '
+        f'questions each, to {model.name}', flush=True)
+  print(markdown(probe(
+      model, _RUN.value, _PER_DOMAIN.value, _SEED.value)))
 
 
 def _load(name):
@@ -191,6 +184,7 @@ if __name__ == '__main__':
       'max_refused', 0, 'Questions that the endpoint may refuse; each is a '
       'wrong answer.')
   _PER_DOMAIN = flags.DEFINE_integer(
-      'per_domain', 40, 'Statements of each domain and split at most.')
+      'per_domain', 40, 'Statements of each domain and split at most.',
+      lower_bound=1)
   _SEED = flags.DEFINE_integer('seed', 0, 'Of the draw.')
-  app.run(main)
+  program.run(main)

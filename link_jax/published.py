@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import csv
 import pathlib
 
-from absl import app
 from absl import flags
 
+from core_jax import program
 from link_jax import likelihood
 from link_jax import measure
 from link_jax import ngram
@@ -74,12 +74,14 @@ def measured(
   return rows
 
 
-def main(argv):
-  del argv
+def main():
   rules = rulefile.load(_RULES.value)
   for name in _SCORERS.value:
     rows = measured(pathlib.Path(_FOLDER.value), list(rules.values()),
                     tools.scorer(name))
+    if not rows:
+      raise ValueError(f'--folder={_FOLDER.value}: there is no statement in '
+                       f'files RULE{SUFFIX}head and ...longtail')
     found = measure.summary(rows, 0, 9999, 0.02)
     print(name, {k: round(v, 4) for k, v in found.items()})
 
@@ -90,4 +92,4 @@ if __name__ == '__main__':
   _RULES = flags.DEFINE_string(
       'rules_file', None, 'The rules that made them.', required=True)
   _SCORERS = flags.DEFINE_list('scorers', ['bigram'], 'Who measures.')
-  app.run(main)
+  program.run(main)
