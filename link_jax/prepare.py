@@ -8,19 +8,24 @@ What it writes is in the repository; run it only to change it.
 
 import gzip
 import pathlib
+import sys
 
 from absl import flags
 
 from core_jax import program
 from link_jax import facts
-from link_jax.sources import elements
 from link_jax.sources import glosses
 from link_jax.sources import people
-from link_jax.sources import places
 from link_jax.sources import record
 from link_jax.sources import taxonomy
-from link_jax.sources import verbs
 from link_jax.sources.wordnet import WordNet
+
+try:
+  from link_jax.sources import elements
+  from link_jax.sources import places
+  from link_jax.sources import verbs
+except ModuleNotFoundError as e:
+  sys.exit(f'error: {e}: install the extra [prepare_link] of this package')
 
 
 def collect(nouns: WordNet, verb_net: WordNet) -> list[record.Row]:

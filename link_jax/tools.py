@@ -5,14 +5,15 @@ import dataclasses
 import functools
 import importlib.util
 import pathlib
-from typing import Any
 
 import ml_collections
 
 from link_jax import cache as cache_lib
+from link_jax import client as client_lib
 from link_jax import critic as critic_lib
 from link_jax import expand
 from link_jax import facts as facts_lib
+from link_jax import http_model
 from link_jax import knowledge as knowledge_lib
 from link_jax import likelihood as likelihood_lib
 from link_jax import ngram
@@ -121,7 +122,7 @@ class Tools:
   knowledge: knowledge_lib.KnowledgeModel
   critic: critic_lib.Critic
   scorers: dict[str, likelihood_lib.Scorer]
-  client: Any = None
+  client: client_lib.Client | None = None
 
   def fingerprints(self) -> dict[str, str]:
     return {'knowledge': self.knowledge.fingerprint,
@@ -143,14 +144,12 @@ def build(config: Config, path: pathlib.Path) -> Tools:
 
 
 def _client(config, path):
-  from link_jax import client as client_lib
   return client_lib.Client(
       endpoint_of(config), limits_of(config),
       cache_lib.Cache(path / 'cache.sqlite'))
 
 
-def endpoint_of(config: Config):
-  from link_jax import client as client_lib
+def endpoint_of(config: Config) -> client_lib.Endpoint:
   http, limits = config.knowledge.http, config.limits
   return client_lib.Endpoint(
       http.base_url, http.key_variable, http.timeout_seconds,
@@ -158,8 +157,7 @@ def endpoint_of(config: Config):
       limits.max_rate_limits, limits.max_refused, limits.backoff_seconds)
 
 
-def limits_of(config: Config):
-  from link_jax import client as client_lib
+def limits_of(config: Config) -> client_lib.Limits:
   names = [f.name for f in dataclasses.fields(client_lib.Limits)]
   return client_lib.Limits(**{name: config.limits[name] for name in names})
 
@@ -177,12 +175,10 @@ def _knowledge(config, client):
     settings = lm_model.Settings(**fields)  # Refused before weights are read.
     return lm_model.LmKnowledge(
         lm_score.load_scorer(model), settings, facts_lib.embedded(), parser)
-  from link_jax import http_model
   return http_model.HttpKnowledge(client, sampling_of(config), parser)
 
 
-def sampling_of(config: Config):
-  from link_jax import http_model
+def sampling_of(config: Config) -> http_model.Sampling:
   http = config.knowledge.http
   return http_model.Sampling(
       http.model, http.temperature, http.top_p, http.max_tokens,
@@ -208,12 +204,13 @@ def critic_of(config: Config) -> critic_lib.Critic:
   return critics[0] if len(critics) == 1 else critic_lib.FirstOf(critics)
 
 
-def scorer(name: str, client: Any = None) -> likelihood_lib.Scorer:
+def scorer(
+    name: str, client: client_lib.Client | None = None
+) -> likelihood_lib.Scorer:
   """A scorer by name: 'bigram', 'unigram', 'http:MODEL', or weights."""
   if name in SCORERS:
     return Remembering(SCORERS[name]())
   if name.startswith('http:'):
-    from link_jax import http_model
     if client is None:
       raise ValueError(f"scorer {name!r} needs knowledge.kind = 'http'")
     return http_model.HttpScorer(client, name.removeprefix('http:'))

@@ -32,6 +32,18 @@ def test_an_error_is_one_line(name, args, message):
   assert lines[0].startswith('error: ') and message in lines[0]
 
 
+@pytest.mark.parametrize('module, name, extra', [
+    ('aiolimiter', 'main', 'link'), ('networkx', 'published', 'link'),
+    ('mendeleev', 'prepare', 'prepare_link')])
+def test_what_is_not_installed_is_named_with_its_extra(
+    tmp_path, module, name, extra):
+  (tmp_path / f'{module}.py').write_text(
+      f'raise ModuleNotFoundError("No module named {module!r}")')
+  status, lines = call(name, path=tmp_path)
+  assert status == 1 and len(lines) == 1
+  assert module in lines[0] and f'install the extra [{extra}]' in lines[0]
+
+
 def test_an_error_without_a_message_for_people_keeps_its_traceback(capsys):
   with pytest.raises(SystemExit), program.one_line():
     raise ValueError('field is 0')
