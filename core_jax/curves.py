@@ -6,6 +6,7 @@ import pathlib
 import re
 from typing import Any
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from matplotlib.ticker import FuncFormatter
@@ -20,6 +21,9 @@ UNITS = ('seconds', 'nats', 'bits', 'bytes', 'percent', 'tokens')
 COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9',
           '#7f7f7f', '#b8a900')  # told apart by colour-blind eyes too
 INK, GRID = '#444444', '#e4e4e4'
+# Of pictures in pixels: their text, lines beside the data, frames.
+TEXT, GREY, RULE = '#222222', '#666666', '#dddddd'
+DPI = 150
 
 
 def plot_curves(workdir: str | os.PathLike) -> list[pathlib.Path]:
@@ -40,7 +44,7 @@ def plot_curves(workdir: str | os.PathLike) -> list[pathlib.Path]:
       name = re.sub(r'[^\w-]+', '_', stage)
       paths.append(pathlib.Path(workdir) / 'figures' / f'curves_{name}.png')
       paths[-1].parent.mkdir(parents=True, exist_ok=True)
-      _draw(panels).savefig(paths[-1], dpi=150)
+      _draw(panels).savefig(paths[-1], dpi=DPI)
   return paths
 
 
@@ -52,6 +56,21 @@ def style(ax: Any, title: str) -> None:
   ax.set_axisbelow(True)
   for side in ('top', 'right', 'left', 'bottom'):
     ax.spines[side].set_visible(False)
+
+
+def blank(width: int, height: int, layout: str | None = None) -> Figure:
+  """A white figure of this many pixels, with a canvas of its own."""
+  figure = Figure(
+      figsize=(width / DPI, height / DPI), dpi=DPI, layout=layout,
+      facecolor='white')
+  FigureCanvasAgg(figure)
+  return figure
+
+
+def save(figure: Figure, path: str | os.PathLike) -> None:
+  """Writes a PNG, and the folder that it is to be in."""
+  pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+  figure.savefig(path, dpi=DPI, format='png')
 
 
 def _panels(rows):

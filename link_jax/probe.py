@@ -23,6 +23,7 @@ import numpy as np
 from core_jax import folder
 from core_jax import program
 from link_jax import entailment
+from link_jax import figures
 from link_jax import search
 
 ALL = 'all domains'
@@ -119,7 +120,7 @@ def draw(
   canvas = Figure((6.4, 3.2), layout='constrained')
   ax, x = canvas.subplots(), np.arange(entailment.NUM_TEMPLATES) + 1
   for shift, color, split in zip(
-      (-.2, .2), ('#0072b2', '#d55e00'), search.SPLITS, strict=True):
+      (-.2, .2), (figures.HEAD, figures.TAIL), search.SPLITS, strict=True):
     ax.bar(x + shift, found[ALL][split].templates, 0.4, color=color,
            label=split)
   ax.axhline(0.5, color='#888888', linewidth=0.8, linestyle=':')

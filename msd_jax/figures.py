@@ -3,22 +3,16 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 import math
-import os
 from typing import Any
 
 import chex
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 import numpy as np
 
-_DPI = 150
-_INK, _GREY, _RULE = '#222222', '#666666', '#dddddd'
-# Okabe and Ito's palette: apart for colour-blind eyes, too.
-_COLOURS = (
-    '#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9',
-    '#000000', '#b8a500')
+from core_jax import curves as curves_lib
+
+_COLOURS = (*curves_lib.COLORS[:6], '#000000', '#b8a500')
 _TILE = 64  # Pixels of the figure that an image is at least wide.
 _GAP = 10  # Pixels between two images.
 
@@ -61,7 +55,7 @@ def image_grid(
   top, edge = 48 + (44 if title else 0), 24
   total_width = left + len(blocks) * (width + edge)
   total_height = top + height + edge
-  figure = _figure(total_width, total_height)
+  figure = curves_lib.blank(total_width, total_height)
   for i, (name, block) in enumerate(blocks.items()):
     x = left + i * (width + edge)
     axes = figure.add_axes((
@@ -69,21 +63,21 @@ def image_grid(
         width / total_width, height / total_height))
     axes.imshow(block, interpolation='nearest', aspect='auto')
     axes.set_axis_off()
-    axes.set_title(name, fontsize=9, color=_INK, pad=6)
+    axes.set_title(name, fontsize=9, color=curves_lib.TEXT, pad=6)
     if i == 0:
       _name_rows(axes, class_names[:len(rows)], height / len(rows))
   if title:
     figure.text(
         0.5, 1 - 14 / total_height, title, ha='center', va='top', fontsize=10,
-        color=_INK)
-  _save(figure, path)
+        color=curves_lib.TEXT)
+  curves_lib.save(figure, path)
 
 
 def _name_rows(axes, names, row_height):
   for row, name in enumerate(names):
     axes.text(
         -10, (row + 0.5) * row_height - _GAP / 2, name, ha='right', va='center',
-        fontsize=8, color=_GREY)
+        fontsize=8, color=curves_lib.GREY)
 
 
 def _to_bytes(images):
@@ -129,7 +123,7 @@ def points(
   """
   num_rows = math.ceil(len(panels) / 4)
   num_columns = math.ceil(len(panels) / num_rows)
-  figure = _figure(
+  figure = curves_lib.blank(
       330 * num_columns, 360 * num_rows + (40 if title else 0), 'constrained')
   grid = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
   for axes in grid[len(panels):]:
@@ -143,11 +137,11 @@ def points(
                  alpha=0.5)
     axes.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect='equal')
     axes.set(xticks=(), yticks=())
-    axes.spines[:].set_color(_RULE)
-    axes.set_title(name, fontsize=9, color=_INK)
+    axes.spines[:].set_color(curves_lib.RULE)
+    axes.set_title(name, fontsize=9, color=curves_lib.TEXT)
   if title:
-    figure.suptitle(title, fontsize=10, color=_INK)
-  _save(figure, path)
+    figure.suptitle(title, fontsize=10, color=curves_lib.TEXT)
+  curves_lib.save(figure, path)
 
 
 def _class_colours(num_classes):
@@ -180,7 +174,7 @@ def curves(
     teacher: the teacher's distance, a dashed line.
     title: of the figure.
   """
-  figure = _figure(900, 600, 'constrained')
+  figure = curves_lib.blank(900, 600, 'constrained')
   axes = figure.subplots()
   lines = list(dict.fromkeys(row['line'] for row in rows))
   for i, line in enumerate(lines):
@@ -195,16 +189,16 @@ def curves(
   for name, value, style in (
       ('teacher', teacher, '--'), ('floor', floor, ':')):
     if value is not None:
-      axes.axhline(value, color=_GREY, linestyle=style, linewidth=1.2,
+      axes.axhline(value, color=curves_lib.GREY, linestyle=style, linewidth=1.2,
                    label=name)
   axes.set_xscale('log', base=2)
   axes.set_xticks(sorted({row['x'] for row in rows}))
   axes.xaxis.set_major_formatter(ScalarFormatter())
   axes.set_ylim(bottom=0)
-  axes.set_xlabel(xlabel, color=_INK)
-  axes.set_ylabel(ylabel, color=_INK)
-  axes.set_title(title, fontsize=10, color=_INK)
-  axes.grid(axis='y', color=_RULE, linewidth=0.6)
+  axes.set_xlabel(xlabel, color=curves_lib.TEXT)
+  axes.set_ylabel(ylabel, color=curves_lib.TEXT)
+  axes.set_title(title, fontsize=10, color=curves_lib.TEXT)
+  axes.grid(axis='y', color=curves_lib.RULE, linewidth=0.6)
   axes.spines[['top', 'right']].set_visible(False)
   # Matplotlib lists plain lines before those with bars: put the runs first.
   handles, names = axes.get_legend_handles_labels()
@@ -212,7 +206,7 @@ def curves(
   axes.legend(
       [handles[i] for i in order], [names[i] for i in order], frameon=False,
       fontsize=8)
-  _save(figure, path)
+  curves_lib.save(figure, path)
 
 
 def _statistics(rows):
@@ -226,17 +220,3 @@ def _statistics(rows):
       np.std(by_x[x], ddof=1) if len(by_x[x]) > 1 else 0.0
       for x in xs]
   return np.array(xs, np.float64), np.array(means), np.array(spreads)
-
-
-def _figure(width: int, height: int, layout: str | None = None) -> Figure:
-  """A white figure of this many pixels, with a canvas of its own."""
-  figure = Figure(
-      figsize=(width / _DPI, height / _DPI), dpi=_DPI, layout=layout,
-      facecolor='white')
-  FigureCanvasAgg(figure)
-  return figure
-
-
-def _save(figure: Figure, path: str) -> None:
-  os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-  figure.savefig(path, dpi=_DPI, format='png')
