@@ -78,6 +78,13 @@ def test_summary_names_what_it_refuses(tmp_path):
   assert not (tmp_path / 'summary.json').exists()
 
 
+def test_a_blank_figure_has_its_pixels_and_its_folder(tmp_path):
+  curves.save(curves.blank(300, 200), tmp_path / 'new' / 'a.png')
+  with Image.open(tmp_path / 'new' / 'a.png') as image:
+    assert image.size == (300, 200)
+    assert image.getpixel((5, 5))[:3] == (255, 255, 255)
+
+
 def test_curves_of_each_stage_that_has_a_course(tmp_path):
   log_metrics(tmp_path)
   before = dict(matplotlib.rcParams)
