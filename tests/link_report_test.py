@@ -1,6 +1,8 @@
 """A run from its config to its page, and what stops it before it begins."""
 
 import json
+import pathlib
+import re
 
 import pytest
 
@@ -34,6 +36,22 @@ def test_tiny_run_leaves_a_page_that_shows_head_and_tail(tmp_path, capsys):
   assert statement['evidence'][0]['texts']
   again = run.run(config, str(tmp_path))  # all is there: only measured again
   assert again['quantile_unigram_delta'] == summary['quantile_unigram_delta']
+
+
+def test_the_lines_of_python_in_the_docs_make_statements(
+    tmp_path, monkeypatch, capsys):
+  root = pathlib.Path(__file__).parents[1]
+  code, = [block for block in re.findall(
+      r'```python\n(.*?)```', (root / 'docs' / 'link.md').read_text(), re.S)
+      if 'make_statements' in block]
+  (tmp_path / 'link_jax').symlink_to(root / 'link_jax')
+  monkeypatch.chdir(tmp_path)
+  exec(code, {})
+  said = capsys.readouterr().out.splitlines()
+  assert {line.split()[0] for line in said} == {'head', 'longtail'}
+  assert all("['wordnet:" in line for line in said)
+  lines = (tmp_path / 'runs/link-food/statements.jsonl').read_text()
+  assert len(lines.splitlines()) == len(said)
 
 
 def test_a_signal_stops_between_events_and_the_run_goes_on(tmp_path):
