@@ -56,15 +56,16 @@ def get_config(variant=''):
   # This changes no statement, nor do limits.
   config.spread = ml_collections.ConfigDict(dict(workers=0, address=''))
 
-  # Of the whole run; 0: none. `concurrency` calls at once, and so many begun a
-  # second, 0.: as many as there are. A single request may fail and be told to
-  # wait so often, and so many of a run be refused, which are then answers
-  # without a value; 0: the first ends the run. A run may go on with others.
+  # A run may go on with others.
   config.limits = ml_collections.ConfigDict(dict(
+      # Of the whole run; 0: none. Prices are of a million tokens.
       max_calls=0, max_tokens=0, max_cost=0., prompt_price=0.,
-      completion_price=0., concurrency=8, calls_per_second=10.,
-      max_failures=8, max_rate_limits=100, max_refused=0,
-      backoff_seconds=0.5))
+      completion_price=0.,
+      # Calls at once, and begun a second; 0.: as fast as they go.
+      concurrency=8, calls_per_second=10.,
+      # Of one request; then those of the run that an endpoint may refuse, each
+      # an answer without a value. 0: the first ends the run.
+      max_failures=8, max_rate_limits=100, max_refused=0, backoff_seconds=0.5))
 
   if variant == 'tiny':
     config.only_rules = (

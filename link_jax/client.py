@@ -2,8 +2,8 @@
 
 Every answer is in the cache before anything is made of it. Failures have
 budgets of their own: waiting when told to (429), failures of transport and
-server (connection, 5xx, a body that is no JSON), and, in http_model.py, answers
-that cannot be read.
+server (connection, 5xx, a body that is no JSON), requests refused one by one
+(400), and, in http_model.py, answers that cannot be read.
 """
 
 import asyncio
