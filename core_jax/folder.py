@@ -1,6 +1,7 @@
 """A run is a folder: who owns it, and how a run in it stops cleanly."""
 
 from collections.abc import Iterator
+from collections.abc import Mapping
 import contextlib
 import dataclasses
 import json
@@ -17,12 +18,21 @@ class FolderError(ValueError):
   """The folder cannot hold this run; the message says why."""
 
 
-def _flat(tree, prefix=''):
+def flat(
+    tree: Mapping[str, Any], prefix: str = ''
+) -> Iterator[tuple[str, Any]]:
+  """(field, value) of a config, such as ('student.lr', 0.1)."""
   for name, value in tree.items():
     if isinstance(value, dict):
-      yield from _flat(value, f'{prefix}{name}.')
+      yield from flat(value, f'{prefix}{name}.')
     else:
       yield f'{prefix}{name}', value
+
+
+def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+  """Fields that are not the same, or in one only, of two flat configs."""
+  return [name for name in sorted(old.keys() | new.keys())
+          if old.get(name, ...) != new.get(name, ...)]
 
 
 def claim(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Path:
@@ -54,12 +64,11 @@ def _compare(path, wanted):
         f'{path / "config.json"} is damaged ({e}). Give another --workdir, or '
         'remove the file if the config of this command is the one of the run.'
     ) from e
-  old, new = dict(_flat(saved)), dict(_flat(wanted))
+  old, new = dict(flat(saved)), dict(flat(wanted))
   differ = [
       f'  {name}: {old.get(name, "absent")} in the folder, '
       f'{new.get(name, "absent")} asked for'
-      for name in sorted(old.keys() | new.keys())
-      if old.get(name, ...) != new.get(name, ...)]
+      for name in differing(old, new)]
   if differ:
     raise FolderError(
         f'{path} holds a run with another config:\n' + '\n'.join(differ) +
