@@ -111,9 +111,13 @@ def _unknown_field(error):
 
 
 def _flag(argv, name):
-  """The value of --name=value on a command line, '' where it is absent."""
-  return next((arg.split('=', 1)[1] for arg in argv
-               if arg.lstrip('-').startswith(f'{name}=')), '')
+  """The value of --name=value or --name value, '' where there is none."""
+  found = ''
+  for i, arg in enumerate(argv):
+    flag, equals, value = arg.partition('=')
+    if flag in (f'-{name}', f'--{name}'):
+      found = value if equals else ''.join(argv[i + 1:i + 2])
+  return found
 
 
 def _config_path(package, name):
