@@ -5,7 +5,9 @@ from collections.abc import Mapping
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
+import re
 import shlex
 import signal
 import sys
@@ -35,14 +37,27 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
           if old.get(name, ...) != new.get(name, ...)]
 
 
+def local(workdir: str | os.PathLike) -> pathlib.Path:
+  """The absolute path of a run's folder.
+
+  Raises:
+    FolderError: it is the address of a store, such as gs://bucket/run.
+  """
+  if re.match(r'\w\w+:/', os.fspath(workdir)):  # A pathlib.Path has one '/'.
+    raise FolderError(
+        f'--workdir={workdir} is an address, and a run needs a path: give a '
+        'local folder, or one where the store is mounted')
+  return pathlib.Path(workdir).absolute()
+
+
 def claim(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Path:
   """Makes the folder and writes `config.json`, or checks the one there.
 
   Raises:
     FolderError: the folder belongs to a run with another config (the message
-      has the fields that differ), or cannot be written.
+      has the fields that differ), cannot be written, or is no local path.
   """
-  path = pathlib.Path(workdir).absolute()
+  path = local(workdir)
   # Through JSON, so that a tuple equals the list it is saved as.
   wanted = json.loads(config.to_json_best_effort())
   try:

@@ -170,6 +170,14 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path):
     folder.claim(str(tmp_path / 'file'), config())
 
 
+@pytest.mark.parametrize('kind', [str, pathlib.Path])
+def test_an_address_of_a_store_is_no_folder(tmp_path, monkeypatch, kind):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(folder.FolderError, match='gs:/.*is an address'):
+    folder.claim(kind('gs://bucket/run'), config())
+  assert not list(tmp_path.iterdir())
+
+
 def test_a_batch_that_does_not_divide_names_the_nearest_that_does():
   with pytest.raises(ValueError, match='students.batch_size=30 .* is 32'):
     mesh_lib.check_batch_size(30, mesh_lib.make_mesh(), 'students.batch_size')
