@@ -15,6 +15,7 @@ import ml_collections
 from ml_collections import config_flags
 
 from core_jax import checkpoint
+from core_jax import folder
 from core_jax import loop
 from core_jax import topology
 
@@ -66,7 +67,8 @@ def run(
         return
       path = workdir.value or _default_workdir(package)
       platform.work_unit().set_task_status(f'{package}: {path}')
-      train(experiment, path)
+      with folder.held(path):
+        train(experiment, path)
     except loop.Interrupted as e:
       print(e, file=sys.stderr)
       sys.exit(e.exit_code)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import pathlib
@@ -50,6 +51,42 @@ def local(workdir: str | os.PathLike) -> pathlib.Path:
   return pathlib.Path(workdir).absolute()
 
 
+@contextlib.contextmanager
+def held(workdir: str | os.PathLike) -> Iterator[None]:
+  """Keeps other processes out of a run's folder, where files can be locked.
+
+  The folder is made, and is gone afterwards if nothing was written to it.
+
+  Raises:
+    FolderError: another process holds it, or it cannot be written.
+  """
+  path = local(workdir)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    lock = (path / '.lock').open('a')
+  except OSError as e:
+    raise _unusable(workdir, e) from e
+  with lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise FolderError(
+          f'{path} is in use: another process runs in it. Wait for its end, or '
+          'give another --workdir') from None
+    except OSError:
+      pass  # This file system has no locks.
+    try:
+      yield
+    finally:
+      if [file.name for file in path.iterdir()] == ['.lock']:
+        (path / '.lock').unlink()
+        path.rmdir()
+
+
+def _unusable(workdir, error):
+  return FolderError(f'--workdir={workdir} cannot be used: {error}')
+
+
 def claim(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Path:
   """Makes the folder and writes `config.json`, or checks the one there.
 
@@ -67,7 +104,7 @@ def claim(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Path:
     else:
       write_text(path / 'config.json', json.dumps(wanted, indent=2) + '\n')
   except OSError as e:
-    raise FolderError(f'--workdir={workdir} cannot be used: {e}') from e
+    raise _unusable(workdir, e) from e
   return path
 
 

@@ -1,12 +1,16 @@
 """The command line that every main shares."""
 
+import errno
+import fcntl
 import pathlib
+import subprocess
 import sys
 
 from absl.testing import flagsaver
 import pytest
 
 from core_jax import cli
+from core_jax import folder
 
 ROOT = pathlib.Path(__file__).parents[1]
 TOY = f'{ROOT}/configs/toy2d.py:tiny'
@@ -41,3 +45,35 @@ def test_the_folder_is_named_by_the_config(main, args):
 def test_a_config_that_is_not_there_is_named(main, args, capsys):
   assert not main(*args)
   assert 'error: --config=a.py: no such file' in capsys.readouterr().err
+
+
+def test_a_second_process_is_kept_out_of_a_run_s_folder(main, capsys):
+  """The first one lives until its standard input is closed."""
+  holder = subprocess.Popen(
+      [sys.executable, '-c', 'from core_jax import folder\n'
+       'with folder.held("run"):\n  print("held", flush=True); input()'],
+      env={'PYTHONPATH': str(ROOT)}, text=True, stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE)
+  with holder:
+    assert holder.stdout.readline() == 'held\n'
+    assert not main(f'--config={TOY}', '--workdir=run')
+    holder.communicate('\n')
+  assert f'error: {pathlib.Path.cwd()}/run is in use' in capsys.readouterr().err
+  assert main(f'--config={TOY}', '--workdir=run') == ['run']
+  assert not pathlib.Path('run').exists()  # Nothing was written to it.
+
+
+def test_a_file_system_without_locks_is_good_enough(tmp_path, monkeypatch):
+  def no_locks(*unused):
+    raise OSError(errno.ENOLCK, 'No locks available')
+
+  monkeypatch.setattr(fcntl, 'flock', no_locks)
+  with folder.held(tmp_path):
+    (tmp_path / 'config.json').write_text('{}')
+  assert (tmp_path / 'config.json').exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(main, capsys):
+  pathlib.Path('file').write_text('')
+  assert not main(f'--config={TOY}', '--workdir=file')
+  assert 'error: --workdir=file cannot be used' in capsys.readouterr().err
