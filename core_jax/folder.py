@@ -134,11 +134,17 @@ def write_text(path: pathlib.Path, text: str) -> None:
   partial.replace(path)
 
 
+def python() -> str:
+  """This interpreter on a command line; relative where it is below here."""
+  path, here = pathlib.Path(sys.executable), pathlib.Path.cwd()
+  return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
 def resume_command(workdir: Any) -> str:
   """The command line of this process, with its folder spelt out."""
   spec = getattr(sys.modules['__main__'], '__spec__', None)
   program = ['-m', spec.name] if spec else [sys.argv[0]]
-  command = ['python', *program, *sys.argv[1:]]
+  command = [python(), *program, *sys.argv[1:]]
   if not any(arg.startswith(('--workdir', '-workdir')) for arg in sys.argv):
     command.append(f'--workdir={workdir}')
   return shlex.join(command)

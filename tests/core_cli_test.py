@@ -77,3 +77,11 @@ def test_a_folder_that_cannot_be_made_is_named(main, capsys):
   pathlib.Path('file').write_text('')
   assert not main(f'--config={TOY}', '--workdir=file')
   assert 'error: --workdir=file cannot be used' in capsys.readouterr().err
+
+
+def test_a_command_names_the_interpreter_that_ran(monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sys, 'executable', f'{tmp_path}/venv/bin/python')
+  assert folder.python() == 'venv/bin/python'
+  monkeypatch.setattr(sys, 'executable', '/usr/bin/python3')
+  assert folder.resume_command('run').startswith('/usr/bin/python3 ')
