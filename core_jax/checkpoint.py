@@ -20,7 +20,7 @@ Manager = ocp.CheckpointManager
 
 
 class CheckpointError(RuntimeError):
-  """A checkpoint could not be written or read; the message says what is safe."""
+  """No checkpoint could be written, or read; the message says what is safe."""
 
 
 def manager(workdir: str, *, keep: int, milestones: Sequence[int]) -> Manager:
