@@ -110,11 +110,15 @@ def fit(
 
   Raises:
     ValueError: a stage of no rounds, whose checkpoint would be that of the
-      stage before it.
+      stage before it; or this is one of several processes.
     Interrupted: SIGTERM or Ctrl-C; all is saved.
     FloatingPointError: a metric is not finite; the last checkpoint is good.
     checkpoint.CheckpointError: a full disk, or no checkpoint can be read.
   """
+  if jax.process_count() > 1:
+    raise ValueError(
+        f'this is one of {jax.process_count()} processes, and a run is of one: '
+        'start it on a single host')
   for stage in stages:
     if stage.num_steps < 1:
       raise ValueError(

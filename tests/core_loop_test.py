@@ -87,6 +87,12 @@ def test_a_stage_of_no_rounds_is_refused(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+def test_one_of_several_processes_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  with pytest.raises(ValueError, match='one of 2 processes'):
+    loop.fit([], config(), str(tmp_path))
+
+
 def test_the_last_checkpoint_of_each_stage_is_kept(tmp_path):
   loop.fit(two_stages(), config(), str(tmp_path))
   kept = {int(p.name) for p in (tmp_path / 'checkpoints').iterdir()}
