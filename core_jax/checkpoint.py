@@ -6,6 +6,7 @@ device layout; `config`, as JSON.
 """
 
 from collections.abc import Sequence
+import itertools
 import pathlib
 from typing import Any
 
@@ -19,7 +20,7 @@ Manager = ocp.CheckpointManager
 
 
 class CheckpointError(RuntimeError):
-  """A checkpoint could not be written; the message says what is safe."""
+  """No checkpoint could be written, or read; the message says what is safe."""
 
 
 def manager(workdir: str, *, keep: int, milestones: Sequence[int]) -> Manager:
@@ -87,7 +88,8 @@ def _first_line(error):
 def restore_newest(mgr: Manager, steps: range, target: Any) -> Any | None:
   """The newest readable state among `steps`, laid out as `target` says.
 
-  A damaged one is named, set aside, and the one before it is taken.
+  Those newer than it are named as damaged and set aside: once an older one
+  was read, the fault is theirs and not of the memory, rights or packages.
 
   Args:
     mgr: of the run.
@@ -95,21 +97,40 @@ def restore_newest(mgr: Manager, steps: range, target: Any) -> Any | None:
     target: ShapeDtypeStructs with shardings.
 
   Returns:
-    The state, or None where no checkpoint of these steps can be read.
+    The state, or None where there is no checkpoint of these steps.
+
+  Raises:
+    CheckpointError: there are some, and none can be read; none was moved.
   """
+  damaged = []
   for step in sorted(set(steps) & set(mgr.all_steps()), reverse=True):
     try:
-      return mgr.restore(step, args=ocp.args.Composite(
+      state = mgr.restore(step, args=ocp.args.Composite(
           state=ocp.args.StandardRestore(target))).state
     except Exception as e:  # Whatever a damaged file makes a reader raise.
-      set_aside(mgr, step, e)
+      damaged.append((step, e))
+      continue
+    for newer, error in damaged:
+      _set_aside(mgr, newer, error)
+    return state
+  if damaged:
+    step, error = damaged[0]
+    raise CheckpointError(
+        f'None of {len(damaged)} checkpoints of this stage in {mgr.directory} '
+        f'can be read; the newest, {step}: {_first_line(error)} All are left '
+        'as they are. If memory, rights or packages have changed, put that '
+        'right and run the same command again; to begin anew, give another '
+        '--workdir.') from error
   return None
 
 
-def set_aside(mgr: Manager, step: int, error: Exception) -> None:
+def _set_aside(mgr, step, error):
   """Moves a damaged checkpoint out of the way, with a word on it."""
   path = pathlib.Path(mgr.directory) / str(step)
-  aside = path.with_name(f'damaged-{step}')
+  names = (f'damaged-{step}{tail}' for tail in itertools.chain(
+      [''], (f'-{i}' for i in itertools.count(2))))
+  aside = next(
+      new for name in names if not (new := path.with_name(name)).exists())
   path.rename(aside)
   mgr.reload()
   logging.warning(
@@ -121,6 +142,20 @@ def restore_params(mgr: Manager, step: int) -> Any:
   """The params of a step, with numpy leaves."""
   return mgr.restore(step, args=ocp.args.Composite(
       params=ocp.args.StandardRestore())).params
+
+
+def finished_params(mgr: Manager, step: int) -> Any | None:
+  """The params of a step, or None, with a word on it where it is there."""
+  if step not in mgr.all_steps():
+    return None
+  try:
+    return restore_params(mgr, step)
+  except Exception as e:  # Whatever a damaged file makes a reader raise.
+    logging.warning(
+        'The params of checkpoint %s/%d cannot be read (%s); its state may '
+        'be. To have it written again, move it away.', mgr.directory, step,
+        _first_line(e))
+    return None
 
 
 def load(workdir: str, step: int | None = None) -> tuple[Any, dict[str, Any]]:

@@ -14,6 +14,7 @@ import ml_collections
 from ml_collections import config_flags
 
 from core_jax import checkpoint
+from core_jax import folder
 from core_jax import loop
 from core_jax import program
 from core_jax import topology
@@ -65,7 +66,8 @@ def run(
       path = workdir.value or _default_workdir(package)
       platform.work_unit().set_task_status(f'{package}: {path}')
       try:
-        train(experiment, path)
+        with folder.held(path):
+          train(experiment, path)
       except loop.Interrupted as e:
         print(e, file=sys.stderr)
         sys.exit(e.exit_code)
@@ -106,9 +108,13 @@ def _unknown_field(error):
 
 
 def _flag(argv, name):
-  """The value of --name=value on a command line, '' where it is absent."""
-  return next((arg.split('=', 1)[1] for arg in argv
-               if arg.lstrip('-').startswith(f'{name}=')), '')
+  """The value of --name=value or --name value, '' where there is none."""
+  found = ''
+  for i, arg in enumerate(argv):
+    flag, equals, value = arg.partition('=')
+    if flag in (f'-{name}', f'--{name}'):
+      found = value if equals else ''.join(argv[i + 1:i + 2])
+  return found
 
 
 def _config_path(package, name):

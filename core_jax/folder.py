@@ -1,10 +1,14 @@
 """A run is a folder: who owns it, and how a run in it stops cleanly."""
 
 from collections.abc import Iterator
+from collections.abc import Mapping
 import contextlib
 import dataclasses
+import fcntl
 import json
+import os
 import pathlib
+import re
 import shlex
 import signal
 import sys
@@ -17,12 +21,70 @@ class FolderError(ValueError):
   """The folder cannot hold this run; the message says why."""
 
 
-def _flat(tree, prefix=''):
+def flat(
+    tree: Mapping[str, Any], prefix: str = ''
+) -> Iterator[tuple[str, Any]]:
+  """(field, value) of a config, such as ('student.lr', 0.1)."""
   for name, value in tree.items():
     if isinstance(value, dict):
-      yield from _flat(value, f'{prefix}{name}.')
+      yield from flat(value, f'{prefix}{name}.')
     else:
       yield f'{prefix}{name}', value
+
+
+def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+  """Fields that are not the same, or in one only, of two flat configs."""
+  return [name for name in sorted(old.keys() | new.keys())
+          if old.get(name, ...) != new.get(name, ...)]
+
+
+def local(workdir: str | os.PathLike) -> pathlib.Path:
+  """The absolute path of a run's folder.
+
+  Raises:
+    FolderError: it is the address of a store, such as gs://bucket/run.
+  """
+  if re.match(r'\w\w+:/', os.fspath(workdir)):  # A pathlib.Path has one '/'.
+    raise FolderError(
+        f'--workdir={workdir} is an address, and a run needs a path: give a '
+        'local folder, or one where the store is mounted')
+  return pathlib.Path(workdir).absolute()
+
+
+@contextlib.contextmanager
+def held(workdir: str | os.PathLike) -> Iterator[None]:
+  """Keeps other processes out of a run's folder, where files can be locked.
+
+  The folder is made, and is gone afterwards if nothing was written to it.
+
+  Raises:
+    FolderError: another process holds it, or it cannot be written.
+  """
+  path = local(workdir)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    lock = (path / '.lock').open('a')
+  except OSError as e:
+    raise _unusable(workdir, e) from e
+  with lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise FolderError(
+          f'{path} is in use: another process runs in it. Wait for its end, or '
+          'give another --workdir') from None
+    except OSError:
+      pass  # This file system has no locks.
+    try:
+      yield
+    finally:
+      if [file.name for file in path.iterdir()] == ['.lock']:
+        (path / '.lock').unlink()
+        path.rmdir()
+
+
+def _unusable(workdir, error):
+  return FolderError(f'--workdir={workdir} cannot be used: {error}')
 
 
 def claim(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Path:
@@ -30,9 +92,9 @@ def claim(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Path:
 
   Raises:
     FolderError: the folder belongs to a run with another config (the message
-      has the fields that differ), or cannot be written.
+      has the fields that differ), cannot be written, or is no local path.
   """
-  path = pathlib.Path(workdir).absolute()
+  path = local(workdir)
   # Through JSON, so that a tuple equals the list it is saved as.
   wanted = json.loads(config.to_json_best_effort())
   try:
@@ -42,7 +104,7 @@ def claim(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Path:
     else:
       write_text(path / 'config.json', json.dumps(wanted, indent=2) + '\n')
   except OSError as e:
-    raise FolderError(f'--workdir={workdir} cannot be used: {e}') from e
+    raise _unusable(workdir, e) from e
   return path
 
 
@@ -54,12 +116,11 @@ def _compare(path, wanted):
         f'{path / "config.json"} is damaged ({e}). Give another --workdir, or '
         'remove the file if the config of this command is the one of the run.'
     ) from e
-  old, new = dict(_flat(saved)), dict(_flat(wanted))
+  old, new = dict(flat(saved)), dict(flat(wanted))
   differ = [
       f'  {name}: {old.get(name, "absent")} in the folder, '
       f'{new.get(name, "absent")} asked for'
-      for name in sorted(old.keys() | new.keys())
-      if old.get(name, ...) != new.get(name, ...)]
+      for name in differing(old, new)]
   if differ:
     raise FolderError(
         f'{path} holds a run with another config:\n' + '\n'.join(differ) +
@@ -73,11 +134,17 @@ def write_text(path: pathlib.Path, text: str) -> None:
   partial.replace(path)
 
 
+def python() -> str:
+  """This interpreter on a command line; relative where it is below here."""
+  path, here = pathlib.Path(sys.executable), pathlib.Path.cwd()
+  return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
 def resume_command(workdir: Any) -> str:
   """The command line of this process, with its folder spelt out."""
   spec = getattr(sys.modules['__main__'], '__spec__', None)
   program = ['-m', spec.name] if spec else [sys.argv[0]]
-  command = ['python', *program, *sys.argv[1:]]
+  command = [python(), *program, *sys.argv[1:]]
   if not any(arg.startswith(('--workdir', '-workdir')) for arg in sys.argv):
     command.append(f'--workdir={workdir}')
   return shlex.join(command)

@@ -110,11 +110,15 @@ def fit(
 
   Raises:
     ValueError: a stage of no rounds, whose checkpoint would be that of the
-      stage before it.
+      stage before it; or this is one of several processes.
     Interrupted: SIGTERM or Ctrl-C; all is saved.
     FloatingPointError: a metric is not finite; the last checkpoint is good.
-    checkpoint.CheckpointError: a full disk.
+    checkpoint.CheckpointError: a full disk, or no checkpoint can be read.
   """
+  if jax.process_count() > 1:
+    raise ValueError(
+        f'this is one of {jax.process_count()} processes, and a run is of one: '
+        'start it on a single host')
   for stage in stages:
     if stage.num_steps < 1:
       raise ValueError(
@@ -126,24 +130,13 @@ def fit(
       folder.stop_request() as stop:
     run = _Run(config, mgr, stop, workdir)
     for stage, end in zip(stages, ends, strict=True):
-      results[stage.name] = _finished(mgr, end)
+      results[stage.name] = checkpoint.finished_params(mgr, end)
       if results[stage.name] is None:
         results[stage.name] = _train(
             run, stage, end - stage.num_steps, stage.frozen(results))
         if stop.received is not None:
           _interrupt(run, stage, stage.num_steps)
   return results
-
-
-def _finished(mgr, end):
-  """The params of a stage that ended at step `end`; None if it has not."""
-  if end not in mgr.all_steps():
-    return None
-  try:
-    return checkpoint.restore_params(mgr, end)
-  except Exception as e:  # Whatever a damaged file makes a reader raise.
-    checkpoint.set_aside(mgr, end, e)
-    return None
 
 
 def abstract_frozen(stage: Stage, frozen: Any) -> Any:

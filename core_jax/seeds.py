@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from core_jax import folder
+
 
 def read(folders: Sequence[str]) -> list[dict[str, Any]]:
   """The summaries of the runs.
@@ -15,21 +17,20 @@ def read(folders: Sequence[str]) -> list[dict[str, Any]]:
     ValueError: a run is not finished, or two have different configs.
   """
   summaries, configs = [], {}
-  for folder in folders:
-    path = pathlib.Path(folder) / 'summary.json'
+  for run in folders:
+    path = pathlib.Path(run) / 'summary.json'
     try:
       summaries.append(json.loads(path.read_text()))
       config = json.loads((path.parent / 'config.json').read_text())
     except (OSError, ValueError) as e:
-      raise ValueError(f'{folder} is no finished run: {e}') from e
+      raise ValueError(f'{run} is no finished run: {e}') from e
     config.pop('seed')
-    configs[folder] = config
+    configs[run] = dict(folder.flat(config))
   first = next(iter(configs))
-  for folder, config in configs.items():
-    if config != configs[first]:
-      differ = sorted(name for name in config
-                      if config[name] != configs[first].get(name))
-      raise ValueError(f'{folder} and {first} differ in {differ}')
+  for run, config in configs.items():
+    differ = folder.differing(configs[first], config)
+    if differ:
+      raise ValueError(f'{run} and {first} differ in {differ}')
   return summaries
 
 

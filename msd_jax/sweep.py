@@ -19,6 +19,7 @@ import numpy as np
 
 from core_jax import cli
 from core_jax import folder
+from core_jax import seeds as seeds_lib
 from msd_jax import figures
 from msd_jax import setup
 from msd_jax import train
@@ -74,12 +75,10 @@ def table(rows: Sequence[dict[str, Any]], field: str, metric: str) -> str:
   lines = [f'| {field} | ' + ' | '.join(names) + ' |',
            '|---' * (len(names) + 1) + '|']
   for value in dict.fromkeys(row[field] for row in rows):
-    cells = []
-    for name in names:
-      figures_ = [
-          row[f'{name}_{metric}'] for row in rows if row[field] == value]
-      spread = np.std(figures_, ddof=1) if len(figures_) > 1 else 0.
-      cells.append(f'{np.mean(figures_):.4f} ± {spread:.4f}')
+    cells = [
+        seeds_lib.cell([
+            row[f'{name}_{metric}'] for row in rows if row[field] == value])
+        for name in names]
     lines.append(f'| {value} | ' + ' | '.join(cells) + ' |')
   return '\n'.join(lines)
 
@@ -100,25 +99,35 @@ def write(
   if not all(isinstance(row[field], (int, float)) for row in rows):
     return text
   references = ('floor', 'teacher')
+  # A run that diverged has no figure.
+  there = lambda name: [
+      row for row in rows if row.get(f'{name}_{metric}') is not None]
   mean = lambda name: (
-      float(np.mean([row[f'{name}_{metric}'] for row in rows]))
-      if f'{name}_{metric}' in rows[0] else None)
+      float(np.mean([row[f'{name}_{metric}'] for row in there(name)]))
+      if there(name) else None)
   figures.curves(
       str(path / 'sweep.png'),
       [{'line': _LINES.get(name, name), 'x': row[field],
         'distance': row[f'{name}_{metric}']}
        for name in samplers_of(rows, metric) if name not in references
-       for row in rows],
+       for row in there(name)],
       xlabel=field, ylabel=_METRICS[metric], floor=mean('floor'),
       teacher=mean('teacher'))
   return text
+
+
+def _value(text):
+  """'0.1' -> 0.1, 'random' -> 'random'."""
+  try:
+    return ast.literal_eval(text)
+  except (SyntaxError, ValueError):
+    return text
 
 
 def main():
   seeds = flags.DEFINE_list('seeds', ['0', '1', '2'], 'Seeds of the runs.')
   field = flags.DEFINE_string('field', 'num_students', 'Field that varies.')
   values = flags.DEFINE_list('values', None, 'Its values.', required=True)
-
   join = flags.DEFINE_list(
       'join', [], 'Folders of sweeps whose rows join the table and figure.')
 
@@ -128,10 +137,10 @@ def main():
             (pathlib.Path(other) / 'sweep.json').read_text())]
     rows += run_all(
         config, workdir, seeds=[int(s) for s in seeds.value],
-        field=field.value, values=[ast.literal_eval(v) for v in values.value])
+        field=field.value, values=[_value(v) for v in values.value])
     print(write(workdir, rows, field.value))
 
-  cli.run('msd_jax', 'digits', sweep, train.show_plan)
+  cli.run('msd_sweep', 'digits', sweep, train.show_plan)
 
 
 if __name__ == '__main__':

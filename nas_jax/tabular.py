@@ -230,7 +230,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.command == 'build':
       out = args.out or f'{args.workdir}/table.csv'
       config = read_config(args.config)
-      text = build(config, args.workdir, args.seeds)
+      with folder.held(args.workdir):
+        text = build(config, args.workdir, args.seeds)
       folder.write_text(pathlib.Path(out), text)
       folder.write_text(pathlib.Path(out).with_suffix('.json'),
                         json.dumps(origin(config), indent=1) + '\n')

@@ -132,12 +132,12 @@ def report(
           f'cost {figures["cost"]:.1f}  {figures["seconds"]:.0f} s')
   for method in schedules:
     print(f'To train by the schedule of {title(method)}:\n  '
-          f'{replay_command(path / f"schedule_{method}.csv")}')
+          f'{replay_command(path, method)}')
   print(f'Report: {page}', flush=True)
   return summary
 
 
-def replay_command(schedule):
+def replay_command(path: pathlib.Path, method: str) -> str:
   """The command line of this process, as one of `stn_jax.replay`."""
   flags, skip = [], False
   for arg in sys.argv[1:]:
@@ -145,8 +145,10 @@ def replay_command(schedule):
     if not skip and name != 'workdir':
       flags.append(arg)
     skip = not skip and name == 'workdir' and '=' not in arg
-  return shlex.join(['python', '-m', 'stn_jax.replay', *flags,
-                     f'--schedule={schedule}'])
+  return shlex.join([
+      folder.python(), '-m', 'stn_jax.replay', *flags,
+      f'--schedule={path / f"schedule_{method}.csv"}',
+      f'--workdir={path / f"replay_{method}"}'])
 
 
 def _number(value):

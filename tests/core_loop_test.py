@@ -64,11 +64,12 @@ def two_stages():
   return [line_stage('one'), line_stage('two', start='one')]
 
 
-def truncate(step_folder):
-  """Damages a checkpoint's state: every file is cut in half."""
-  for path in (step_folder / 'state').rglob('*'):
-    if path.is_file():
-      path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+def empty(step_folder, *items):
+  """Damages parts of a checkpoint: every file of theirs is emptied."""
+  for item in items:
+    for path in (step_folder / item).rglob('*'):
+      if path.is_file():
+        path.write_bytes(b'')
 
 
 def test_a_stage_starts_from_the_results_of_the_one_before(tmp_path):
@@ -84,6 +85,12 @@ def test_a_stage_of_no_rounds_is_refused(tmp_path):
   with pytest.raises(ValueError, match="num_steps=0 of stage 'two'.*least 1"):
     loop.fit(stages, config(), str(tmp_path))
   assert not list(tmp_path.iterdir())
+
+
+def test_one_of_several_processes_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  with pytest.raises(ValueError, match='one of 2 processes'):
+    loop.fit([], config(), str(tmp_path))
 
 
 def test_the_last_checkpoint_of_each_stage_is_kept(tmp_path):
@@ -112,16 +119,36 @@ def test_a_finished_run_only_reads_its_results(tmp_path):
 def test_a_damaged_newest_checkpoint_is_set_aside(tmp_path, caplog):
   whole = loop.fit([line_stage()], config(), str(tmp_path / 'whole'))
   broken = tmp_path / 'broken'
-  loop.fit([line_stage()], config(), str(broken))
-  for item in ('state', 'params'):
-    truncate(broken / 'checkpoints' / '6')
-    for path in (broken / 'checkpoints' / '6' / item).rglob('*'):
-      if path.is_file():
-        path.write_bytes(b'')
-  again = loop.fit([line_stage()], config(), str(broken))
-  chex.assert_trees_all_equal(whole, again)
-  assert (broken / 'checkpoints' / 'damaged-6').exists()
+  for aside in ('damaged-6', 'damaged-6-2'):  # A name that is taken is not.
+    loop.fit([line_stage()], config(), str(broken))
+    empty(broken / 'checkpoints' / '6', 'state', 'params')
+    again = loop.fit([line_stage()], config(), str(broken))
+    chex.assert_trees_all_equal(whole, again)
+    assert (broken / 'checkpoints' / aside).exists()
   assert 'checkpoints/6 is damaged' in caplog.text
+
+
+def test_where_no_checkpoint_can_be_read_none_is_moved(tmp_path):
+  loop.fit([line_stage(num_steps=4)], config(), str(tmp_path))
+  rows = (tmp_path / 'metrics.jsonl').read_text()
+  there = sorted((tmp_path / 'checkpoints').iterdir())
+  for path in there:
+    empty(path, 'state')
+  with pytest.raises(
+      checkpoint.CheckpointError, match='None of 2 .* the newest, 4: '):
+    loop.fit([line_stage(num_steps=6)], config(), str(tmp_path))
+  assert sorted((tmp_path / 'checkpoints').iterdir()) == there
+  assert (tmp_path / 'metrics.jsonl').read_text() == rows
+
+
+def test_damaged_params_of_a_finished_stage_come_from_its_state(
+    tmp_path, caplog):
+  first = loop.fit([line_stage()], config(), str(tmp_path))
+  empty(tmp_path / 'checkpoints' / '6', 'params')
+  again = loop.fit([line_stage()], config(), str(tmp_path))
+  chex.assert_trees_all_equal(first, again)
+  assert 'checkpoints/6 cannot be read' in caplog.text
+  assert not list((tmp_path / 'checkpoints').glob('damaged*'))
 
 
 def test_a_metric_that_is_not_a_number_ends_the_run(tmp_path):
@@ -147,6 +174,14 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(folder.FolderError, match='--workdir'):
     folder.claim(str(tmp_path / 'file'), config())
+
+
+@pytest.mark.parametrize('kind', [str, pathlib.Path])
+def test_an_address_of_a_store_is_no_folder(tmp_path, monkeypatch, kind):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(folder.FolderError, match='gs:/.*is an address'):
+    folder.claim(kind('gs://bucket/run'), config())
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_batch_that_does_not_divide_names_the_nearest_that_does():

@@ -1,10 +1,16 @@
 """What a sweep runs, and what it writes of its rows."""
 
+import pathlib
+import sys
+
+from absl.testing import flagsaver
 import pytest
 
 from configs import toy2d
 from msd_jax import sweep
 from msd_jax import train
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize('given', ['', 'runs/published'])
@@ -38,14 +44,43 @@ def test_a_table_has_mean_and_deviation_of_seeds_and_numbers_a_figure(tmp_path):
   text = sweep.write(str(tmp_path), rows, 'field')
   assert text.splitlines() == [
       '| field | floor | students |', '|---|---|---|',
-      '| 1 | 0.1000 ± 0.0000 | 3.0000 ± 1.4142 |',
-      '| 2 | 0.1000 ± 0.0000 | 1.0000 ± 0.0000 |']
+      '| 1 | 0.1 ± 0 | 3 ± 1.4 |',
+      '| 2 | 0.1 ± 0 | 1 ± 0 |']
   assert (tmp_path / 'sweep.png').exists()
+
+
+def test_a_run_that_diverged_is_counted_and_not_drawn(tmp_path):
+  rows = [row(1, 0, 2.), row(1, 1, None), row(2, 0, None), row(2, 1, None)]
+  text = sweep.write(str(tmp_path), rows, 'field')
+  assert '| 1 | 0.1 ± 0 | 2 (1 diverged) |' in text
+  assert '| 2 | 0.1 ± 0 | diverged |' in text
+  assert (tmp_path / 'sweep.png').exists()
+
+
+def test_values_may_be_words_and_the_folder_is_the_sweep_s_own(
+    tmp_path, monkeypatch):
+  ran = []
+
+  def run_all(config, workdir, **swept):
+    ran.append((workdir, swept['field'], swept['values']))
+    return [row(value, 0, 1.) for value in swept['values']]
+
+  monkeypatch.setattr(sweep, 'run_all', run_all)
+  monkeypatch.setattr(sweep, 'write', lambda *unused: '')
+  monkeypatch.setattr(
+      sys, 'argv', ['sweep', f'--config={ROOT}/configs/toy2d.py:tiny',
+                    '--field=partition', '--values=random,8,0.5,[1]'])
+  monkeypatch.chdir(tmp_path)
+  with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
+    sweep.main()
+  assert not end.value.code
+  assert ran == [
+      ('runs/msd_sweep-toy2d-tiny', 'partition', ['random', 8, 0.5, [1]])]
 
 
 def test_stages_are_swept_by_name_and_compared_by_what_all_have(tmp_path):
   rows = [row('dm', 0, 2.), row('dm+adm', 0, 1., students_dm_frechet=2.5)]
   text = sweep.write(str(tmp_path), rows, 'field')
-  assert '| dm+adm | 0.1000 ± 0.0000 | 1.0000 ± 0.0000 |' in text
+  assert '| dm+adm | 0.1 | 1 |' in text
   assert 'students_dm' not in text
   assert not (tmp_path / 'sweep.png').exists()

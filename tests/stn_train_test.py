@@ -117,7 +117,10 @@ def test_the_replay_command_trains_what_the_run_s_own_replay_did(
     digits_run, tmp_path, capsys):
   config, path, _ = digits_run
   file = str(path / 'schedule_delta_stn.csv')
-  assert file in results.replay_command(path / 'schedule_delta_stn.csv')
+  command = results.replay_command(path, 'delta_stn')
+  assert command.startswith(f'{folder.python()} -m stn_jax.replay ')
+  assert command.endswith(
+      f' --schedule={file} --workdir={path}/replay_delta_stn')
   found = replay.replay(file, config, str(tmp_path))
   row = baselines.Journal(path).rows['replay_delta_stn']
   for name in ('valid_loss', 'test_loss', 'test_accuracy'):
