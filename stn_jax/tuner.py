@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import optax
 
 from stn_jax import diagnostics
+from stn_jax import layers as layers_lib
 from stn_jax import losses as losses_lib
 from stn_jax import problem as problem_lib
 from stn_jax import response as response_lib
@@ -282,7 +283,7 @@ def make_init(
         f'warmup_rounds={settings.warmup_rounds} leaves no round of '
         f'num_rounds={num_rounds} in which a hyperparameter moves')
   init_variables = problem_lib.make_init_variables(problem, example)
-  layers = {} if settings.method == 'implicit' else response_lib.find_layers(
+  layers = {} if settings.method == 'implicit' else layers_lib.find_layers(
       lambda: init_variables(jax.random.key(0)), problem.handlers,
       problem.without_response)
   if not layers and settings.method != 'implicit':
@@ -298,7 +299,7 @@ def make_init(
     params_key, response_key, key = jax.random.split(jax.random.key(seed), 3)
     variables = dict(init_variables(params_key))
     params = variables.pop('params')
-    response = response_lib.init(
+    response = layers_lib.init(
         response_key, layers, n, 0.01 if settings.method == 'stn' else 0.0,
         settings.rank)
     joint = settings.method == 'stn'
