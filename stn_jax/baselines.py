@@ -20,7 +20,7 @@ from stn_jax import experiment
 from stn_jax import problem as problem_lib
 from stn_jax import schedule as schedule_lib
 from stn_jax import space as space_lib
-from stn_jax import tuner
+from stn_jax import updates
 
 # Decades around its start in which a scale without bounds is searched.
 _DECADES = 2
@@ -66,7 +66,7 @@ def make_round(run: experiment.Setup, tx) -> Callable[..., Any]:
       batch, key = inputs
       size = problem_lib.num_examples(batch)
       hypers = {name: jnp.full(size, x) for name, x in values.items()}
-      params, opt_state, variables, loss = tuner.plain_update(
+      params, opt_state, variables, loss = updates.plain_update(
           run.problem, tx, state.params, state.opt_state, state.variables,
           batch, hypers, key)
       return state.replace(
