@@ -1,5 +1,6 @@
 """What a run shows: a table, schedules, losses by compute, the report."""
 
+import bisect
 from collections.abc import Mapping
 import pathlib
 import re
@@ -13,6 +14,7 @@ import jax
 from core_jax import folder
 from core_jax import metrics as metrics_lib
 from core_jax import report as report_lib
+from stn_jax import baselines
 from stn_jax import checks
 from stn_jax import experiment
 from stn_jax import figures as figures_lib
@@ -223,16 +225,19 @@ def _pictures(run, path, rows, schedules, found):
 
 
 def _tuned_curves(run, path):
-  """method -> (round, validation loss), means of a tenth of the run each."""
+  """method -> (round, validation loss), each the mean since the one before.
+
+  The rounds are those in which plain runs are evaluated.
+  """
   config, found = run.config, {}
   rows = metrics_lib.read(path)
-  every = max(1, config.num_rounds // 10)
+  ends = baselines.evaluated_rounds(config.num_rounds)
   for i, method in enumerate(config.methods):
     mine = [(row['step'] - i * config.num_rounds, row['valid_loss'])
             for row in rows if row['stage'] == method]
     bins = {}
     for step, loss in mine:
-      bins.setdefault(-(-step // every) * every, []).append(loss)
+      bins.setdefault(ends[bisect.bisect_left(ends, step)], []).append(loss)
     found[title(method)] = [
         (step, sum(x) / len(x)) for step, x in sorted(bins.items())]
   return found

@@ -237,10 +237,21 @@ def test_the_implicit_function_costs_what_its_products_with_the_hessian_do(
 
 
 def test_every_method_runs_where_the_optimum_is_known(tmp_path):
-  config = tiny('ridge', tmp_path)
+  config = tiny('ridge', tmp_path, num_rounds=15)
   summary = train.train_and_evaluate(config, str(tmp_path / 'run'))
   for method in config.methods:
     assert math.isfinite(summary[f'{method}_valid_loss'])
+  curve = baselines.Journal(tmp_path / 'run').rows['fixed']['curve']
+  assert [done for done, _ in curve] == [2, 3, 5, 6, 8, 9, 11, 12, 14, 15]
+
+
+def test_a_run_is_evaluated_ten_times_evenly_and_at_its_end():
+  assert baselines.evaluated_rounds(2000) == list(range(200, 2001, 200))
+  for num_rounds in range(1, 200):
+    rounds = baselines.evaluated_rounds(num_rounds)
+    gaps = np.diff([0, *rounds])
+    assert len(rounds) == min(num_rounds, 10)
+    assert rounds[-1] == num_rounds and gaps.max() - gaps.min() <= 1
 
 
 def test_tpe_asks_within_the_bounds_and_learns_from_what_it_is_told():
