@@ -187,25 +187,32 @@ def _table(found):
       'runs with the best of ten evaluations on the validation set.')
 
 
+def _unit(config):
+  """Of losses, for an axis: a squared error has none."""
+  squared = checks.MODELS[config.model.kind][0] == 'regression'
+  return '' if squared else ', nats'
+
+
 def _pictures(run, path, rows, schedules, found):
   """Draws the figures; their sections of the report."""
   config, drawn = run.config, path / 'figures'
+  unit = _unit(config)
   sections = []
   if schedules:
     figures_lib.plot_schedules(
         drawn / 'schedules.png', run.problem.space,
         {title(m): s for m, s in schedules.items()}, config.updates_per_round)
     sections.append(report_lib.Figure(
-        drawn / 'schedules.png',
-        'The hyperparameters while the weights trained; dotted: their '
-        'bounds.'))
+        drawn / 'schedules.png', 'The hyperparameters while the weights '
+        'trained; dotted: their bounds.'))
   losses = {
       title(name): row['curve'] for name, row in rows.items()
       if 'curve' in row and '/' not in name}
   if losses:
     losses |= _tuned_curves(run, path)
     figures_lib.plot_losses(
-        drawn / 'losses.png', losses, config.updates_per_round)
+        drawn / 'losses.png', losses, config.updates_per_round,
+        f'validation loss{unit}')
     sections.append(report_lib.Figure(
         drawn / 'losses.png', 'Validation loss; of self-tuning runs the mean '
         'over neighbouring batches, at perturbed hyperparameters.'))
@@ -215,12 +222,12 @@ def _pictures(run, path, rows, schedules, found):
   figures_lib.plot_comparison(
       drawn / 'comparison.png',
       [(title(name), figures['cost'], figures['test_loss'])
-       for name, figures in found.items()
-       if not _SEARCHED.fullmatch(name)],
-      searches, 'test loss, nats')
+       for name, figures in found.items() if not _SEARCHED.fullmatch(name)],
+      searches, f'test loss{unit}')
   sections.append(report_lib.Figure(
-      drawn / 'comparison.png', 'Test loss against compute; searches choose '
-      'by validation loss.'))
+      drawn / 'comparison.png', 'Test loss against compute, in operations of '
+      'a plain run; searches choose by validation loss. Plain training by a '
+      'schedule or its final values is without the run that found them.'))
   return sections
 
 

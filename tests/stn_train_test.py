@@ -29,6 +29,7 @@ from stn_jax import baselines
 from stn_jax import compare
 from stn_jax import data
 from stn_jax import experiment
+from stn_jax import figures
 from stn_jax import losses
 from stn_jax import replay
 from stn_jax import response
@@ -106,10 +107,10 @@ def test_a_schedule_holds_the_values_of_every_round(digits_run):
 def test_a_replay_from_the_file_equals_the_run_s_own_replay(digits_run):
   config, path, _ = digits_run
   run = experiment.setup(config)
-  figures = baselines.Trainer(run)(
+  replayed = baselines.Trainer(run)(
       read_schedule(path / 'schedule_delta_stn.csv', run))
   rows = baselines.Journal(path).rows
-  assert figures['curve'] == [
+  assert replayed['curve'] == [
       tuple(point) for point in rows['replay_delta_stn']['curve']]
 
 
@@ -252,6 +253,18 @@ def test_a_run_is_evaluated_ten_times_evenly_and_at_its_end():
     gaps = np.diff([0, *rounds])
     assert len(rounds) == min(num_rounds, 10)
     assert rounds[-1] == num_rounds and gaps.max() - gaps.min() <= 1
+
+
+def test_runs_that_diverged_are_drawn_as_absent(tmp_path):
+  diverged, found = [(1, None), (2, None)], [(1, 2.0), (2, 1.0)]
+  for i, curves in enumerate(({'a': diverged}, {'a': diverged, 'b': found})):
+    figures.plot_losses(tmp_path / f'l{i}.png', curves, 2, 'loss')
+  for i, value in enumerate((None, 0.5)):
+    figures.plot_comparison(
+        tmp_path / f'c{i}.png', [('a', 3.0, None), ('b', 1.0, value)],
+        {'random search': [None, value]}, 'loss')
+  assert {p.name for p in tmp_path.iterdir()} == {
+      'l0.png', 'l1.png', 'c0.png', 'c1.png'}
 
 
 def test_tpe_asks_within_the_bounds_and_learns_from_what_it_is_told():
