@@ -36,6 +36,9 @@ def check(config: ml_collections.ConfigDict) -> None:
   for field in _COUNTS:
     if config[field] < 1:
       raise ValueError(f'{field}={config[field]}: give 1 or more')
+  for field in ('optimizer', 'hyper'):
+    if not config[field].lr >= 0:
+      raise ValueError(f'{field}.lr={config[field].lr}: give 0 or more')
   _check_fit(config)
   _check_implicit(config)
   _check_searches(config)

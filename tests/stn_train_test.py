@@ -404,6 +404,7 @@ def test_what_is_measured_of_stn_is_the_network_that_it_trained(tmp_path):
     (dict(dataset='mnist'), 'dataset=.mnist. is unknown; there are'),
     (dict(valid_examples=0), 'the valid set is empty'),
     (dict(batch_size=17), 'batch_size=17'),
+    ({'optimizer.lr': -0.1}, 'optimizer.lr=-0.1: give 0 or more'),
 ])
 def test_bad_input_is_named(changes, message, tmp_path):
   config = tiny('digits', tmp_path, **changes)
