@@ -5,8 +5,8 @@
       --config.data_path=imagenet64.zip --config.teacher_workdir=teacher
 
 Settings are DMD2's, and MSD's where they are known. `--plan=v5e:4x4` needs
-neither data nor weights; docs/msd.md has what it says for slices of v5e, v5p
-and v6e. Not run to the end: it takes hundreds of hours of an H100.
+neither data nor weights. Not run to the end: it takes hundreds of hours of an
+H100.
 
 `:s` and `:xs` have students of 42 % and 71 % fewer parameters, `:single` one
 student at the compute of four, `:tiny` is for tests. Two may be joined:

@@ -13,12 +13,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+import safetensors
+import safetensors.numpy
 
 from msd_jax import networks
 from msd_jax import songunet
 from msd_jax import torch_files
 from msd_jax import unet
-from msd_jax.formats import source
 
 Tensors = dict[str, np.ndarray]
 
@@ -63,9 +64,8 @@ def read_tensors(path: str) -> Tensors:
 
 
 def _read_safetensors(path):
-  safetensors = source.extra('safetensors', 'published')
   try:
-    return source.extra('safetensors.numpy', 'published').load_file(path)
+    return safetensors.numpy.load_file(path)
   except (OSError, ValueError, safetensors.SafetensorError) as error:
     raise torch_files.FileError(
         f'{path}: not a readable safetensors file: {error}') from error
@@ -75,7 +75,7 @@ def write_safetensors(
     tensors: Tensors, path: str, metadata: Mapping[str, str] | None = None
 ) -> None:
   """The inverse of reading one."""
-  source.extra('safetensors.numpy', 'published').save_file(
+  safetensors.numpy.save_file(
       {name: np.ascontiguousarray(a) for name, a in tensors.items()}, path,
       metadata=metadata and dict(metadata))
 
@@ -86,7 +86,6 @@ def read_metadata(path: str) -> dict[str, str]:
   Raises:
     torch_files.FileError: it is damaged.
   """
-  safetensors = source.extra('safetensors', 'published')
   try:
     with safetensors.safe_open(path, framework='numpy') as file:
       return file.metadata() or {}

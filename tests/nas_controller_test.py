@@ -1,5 +1,6 @@
 """The policy's probabilities, by enumeration, and its gradients."""
 
+import functools
 import math
 
 import chex
@@ -81,30 +82,112 @@ def exact_gradient(controller, params, rewards):
   return flat(jax.grad(expected)(params))
 
 
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
+def expected_gradient(
+    controller, params, tokens, advantage, entropy_weight=0.0,
+    entropy_in_reward=False):
+  """Of `reinforce_loss`: over all cells, each as often as it is drawn."""
+
+  def expected(params):
+    decisions = controller_lib.score(controller, params, tokens)
+    often = jax.lax.stop_gradient(jnp.exp(decisions.log_prob.sum(-1)))
+    each = jax.vmap(lambda one, gain: controller_lib.reinforce_loss(
+        jax.tree.map(lambda x: x[None], one), gain[None], entropy_weight,
+        entropy_in_reward))
+    return jnp.sum(often * each(decisions, advantage))
+
+  return flat(jax.grad(expected)(params))
+
+
+def distance(found, exact):
+  return float(jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact))
+
+
+def test_no_baseline_changes_the_expected_gradient():
+  # Nor do all rewards that are higher by as much.
+  controller, params = policy()
+  rewards = jax.random.uniform(jax.random.key(9), (SPACE.size,))
+  exact = exact_gradient(controller, params, rewards)
+  for baseline in (0.0, 0.5, -3.0):
+    found = expected_gradient(
+        controller, params, all_tokens(), rewards - baseline)
+    assert distance(found, exact) < 1e-4
+
+
 def test_reinforce_converges_to_the_exact_gradient_as_one_over_root_n():
   space = space_lib.Space(3, ('tanh', 'relu'))
   controller, params = policy(space)
   rewards = jax.random.uniform(jax.random.key(9), (space.size,))
-  exact = exact_gradient(controller, params, rewards)
+  exact, every = (exact_gradient(controller, params, rewards),
+                  all_tokens(space))
 
-  def estimate(num, baseline):
-    found = controller_lib.sample(
-        controller, params, jax.random.key(5), num)
-    places = space_lib.index(space, found.tokens)
-    advantage = rewards[places] - baseline
+  @functools.partial(jax.jit, static_argnums=0)
+  def estimate(num):
+    tokens = controller_lib.sample(
+        controller, params, jax.random.key(5), num).tokens
+    cells = (tokens[:, None] == every[None]).all(-1)
 
     def loss(params):
       return controller_lib.reinforce_loss(controller_lib.score(
-          controller, params, found.tokens), advantage, 0.0)
+          controller, params, tokens), cells @ rewards - 0.5, 0.0)
     return flat(jax.grad(loss)(params))
 
-  error = lambda num, b=0.5: float(
-      jnp.linalg.norm(estimate(num, b) - exact) / jnp.linalg.norm(exact))
+  error = lambda num: distance(estimate(num), exact)
+
   few, many = error(200), error(20_000)
   assert many < 0.08
   assert 3 < few / many < 30  # 10 by the square root
-  # A baseline, or as much added to all rewards, leaves the mean.
-  assert error(20_000, -1.0) < 0.4
+
+
+def updates(losses, **settings):
+  """Of ENAS' strategy, a cell each: states, cells, gradients."""
+  strategy = enas.strategy(enas.Settings(
+      Controller(SPACE, hidden_size=8), memory_lib.Memory(),
+      enas.Reward(**settings), optax.trace(0.0)))  # Keeps the gradient.
+
+  @jax.jit
+  def update(state, key, loss):
+    drawn = []
+    supernet = strategies.Supernet(
+        lambda tokens, key: drawn.append(tokens) or loss[None])
+    state, _ = strategy.update(state, key, supernet)
+    return state, drawn[0], flat(state['opt_state'].trace)
+
+  states, cells, gradients = [strategy.init(jax.random.key(0))], [], []
+  for i, loss in enumerate(losses):
+    state, tokens, gradient = update(
+        states[-1], jax.random.key(i), jnp.float32(loss))
+    states.append(state)
+    cells.append(tokens)
+    gradients.append(gradient)
+  return states, cells, gradients
+
+
+@jax.jit
+def gradient_of_one(state, tokens, advantage, entropy_weight=0.0):
+  """Of the loss of cells that the state's policy drew."""
+  controller = Controller(SPACE, hidden_size=8)
+  return flat(jax.grad(lambda params: controller_lib.reinforce_loss(
+      controller_lib.score(controller, params, tokens), advantage[None],
+      entropy_weight))(state['params']['policy']))
+
+
+def test_the_first_reward_is_its_own_baseline_and_teaches_nothing():
+  states, _, (first, second) = updates([0.0, 1.0], entropy_weight=0.0)
+  assert states[1]['baseline'] == 80
+  assert not jnp.any(first) and jnp.any(second)
+
+
+@pytest.mark.parametrize('decay', [0.95, 0.99, 0.999])
+def test_a_baseline_updated_before_its_use_rescales_the_gradient(decay):
+  # R - b_new = decay (R - b_old): ENAS' code updates first, we do after.
+  (_, old, new), (_, cell), (_, gradient) = updates(
+      [0.0, 1.0], entropy_weight=0.0, baseline_decay=decay)
+  advantage = 80 / math.e - new['baseline']
+  assert math.isclose(
+      advantage, decay * (80 / math.e - old['baseline']), rel_tol=1e-5)
+  theirs = gradient_of_one(old, cell, advantage)
+  assert distance(theirs, decay * gradient) < 1e-4
 
 
 def largest_probability(num_options, constant):
@@ -170,52 +253,55 @@ def test_the_last_state_knows_all_tokens_but_the_last():
     assert same == (t == 4), t
 
 
-@pytest.mark.parametrize('in_reward, error', [(True, 0.0), (False, 0.1)])
+@pytest.mark.parametrize('in_reward', [True, False])
 def test_rewarded_for_later_entropies_the_gradient_is_that_of_whole_cells(
-    in_reward, error):
+    in_reward):
   controller, params = policy(scale=3.0)
-  score = lambda params: controller_lib.score(controller, params, all_tokens())
 
   def joint(params):
-    log_prob = score(params).log_prob.sum(-1)
+    log_prob = controller_lib.score(
+        controller, params, all_tokens()).log_prob.sum(-1)
     return jnp.sum(jnp.exp(log_prob) * log_prob)  # -H
 
-  def expected(params):
-    decisions = score(params)
-    often = jax.lax.stop_gradient(jnp.exp(decisions.log_prob.sum(-1)))
-    each = jax.vmap(lambda one: controller_lib.reinforce_loss(
-        jax.tree.map(lambda x: x[None], one), jnp.zeros(1), 1.0, in_reward))
-    return jnp.sum(often * each(decisions))
-
-  exact, found = (flat(jax.grad(f)(params)) for f in (joint, expected))
-  distance = jnp.linalg.norm(found - exact) / jnp.linalg.norm(exact)
-  assert distance < 1e-4 if in_reward else distance > error
+  found = expected_gradient(
+      controller, params, all_tokens(), jnp.zeros(SPACE.size), 1.0, in_reward)
+  error = distance(found, flat(jax.grad(joint)(params)))
+  assert error < 1e-4 if in_reward else error > 0.1
 
 
-def train_on_bandit(losses_of, entropy_weight, steps=400):
-  controller = Controller(SPACE, hidden_size=16)
-  settings = enas.Reward(
-      scale=1.0, entropy_weight=entropy_weight, samples_per_update=16)
-  strategy = enas.strategy(enas.Settings(
-      controller, memory_lib.Memory(), settings, optax.adam(2e-2)))
-  supernet = strategies.Supernet(lambda tokens, key: losses_of(tokens))
-
-  @jax.jit
-  def train(state):
-    def body(state, key):
-      return strategy.update(state, key, supernet)[0], None
-    return jax.lax.scan(
-        body, state, jax.random.split(jax.random.key(1), steps))[0]
-
-  first = strategy.init(jax.random.key(0))
-  return controller, first, train(first)
+def test_entropies_are_of_all_options_and_not_of_the_one_drawn():
+  controller, params = policy()
+  found = controller_lib.score(controller, params, all_tokens())
+  often = np.exp(found.log_prob.sum(-1))
+  mean = lambda each: often @ np.asarray(each)
+  p = np.exp(found.log_probs)
+  np.testing.assert_allclose(
+      found.entropy, -(p * found.log_probs).sum(-1), rtol=1e-5, atol=1e-6)
+  # ENAS' own code takes -p log p of the option drawn: -sum p^2 log p, not H.
+  drawn = mean(-np.exp(found.log_prob) * found.log_prob)
+  np.testing.assert_allclose(
+      drawn, mean(-(p**2 * found.log_probs).sum(-1)), rtol=1e-4, atol=1e-6)
+  free = SPACE.num_options > 1
+  assert np.all(drawn[free] < 0.9 * mean(found.entropy)[free])
 
 
 def test_a_bandit_is_solved_up_to_the_cap():
   best = jnp.array([2, 0, 1, 1, 3])
-  controller, _, state = train_on_bandit(
-      lambda tokens: jnp.where(jnp.all(tokens == best[None], -1), 0.0, 30.0),
-      0.0, steps=1500)
+  controller = Controller(SPACE, hidden_size=16)
+  strategy = enas.strategy(enas.Settings(
+      controller, memory_lib.Memory(),
+      enas.Reward(scale=1.0, entropy_weight=0.0, samples_per_update=16),
+      optax.adam(2e-2)))
+  supernet = strategies.Supernet(lambda tokens, key: jnp.where(
+      jnp.all(tokens == best[None], -1), 0.0, 30.0))
+
+  @jax.jit
+  def train(state):
+    return jax.lax.scan(
+        lambda state, key: (strategy.update(state, key, supernet)[0], None),
+        state, jax.random.split(jax.random.key(1), 1500))[0]
+
+  state = train(strategy.init(jax.random.key(0)))
   log_prob = controller_lib.score(
       controller, state['params']['policy'], best[None]).log_prob.sum()
   cap = jnp.prod(largest_probability(SPACE.num_options, 2.5))
@@ -223,10 +309,11 @@ def test_a_bandit_is_solved_up_to_the_cap():
 
 
 def test_a_constant_reward_leaves_only_the_entropy():
-  _, first, state = train_on_bandit(
-      lambda tokens: jnp.ones(len(tokens)), 0.0, steps=20)
-  chex.assert_trees_all_close(
-      first['params'], state['params'], atol=1e-6)
+  states, cells, gradients = updates([1.0, 1.0], entropy_weight=0.01)
+  for state, cell, gradient in zip(
+      states[:-1], cells, gradients, strict=True):
+    alone = gradient_of_one(state, cell, jnp.float32(0), 0.01)
+    assert distance(gradient, alone) < 1e-5
 
 
 def test_a_loss_that_overflows_is_rewarded_with_zero():

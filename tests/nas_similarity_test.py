@@ -92,7 +92,7 @@ def test_exact_distance_is_the_least_over_all_orders_of_nodes(num_nodes):
         edits(a, b, p) for p in itertools.permutations(range(num_nodes)))
 
 
-@pytest.mark.parametrize('num_nodes, num', [(4, 6), (5, 4)])
+@pytest.mark.parametrize('num_nodes, num', [(4, 6), (5, 4), (6, 3)])
 def test_exact_distance_is_that_of_networkx(num_nodes, num):
   cells = some(num_nodes, num, seed=3)
   graphs = [labelled(c) for c in space_lib.unstack(cells)]
@@ -181,6 +181,20 @@ def test_two_uniform_cells_share_a_harmonic_number_of_edges():
   common = pairs(similarity.common_connections(some(12, 1000)))
   harmonic = sum(1 / j for j in range(1, 12))
   assert abs(common.mean() - harmonic) < 0.05
+
+
+@pytest.mark.parametrize('num_nodes', [3, 4])
+def test_what_two_uniform_cells_share_in_the_mean(num_nodes):
+  # Over all pairs: a parent of j with 1 / j, an activation with 1 / 4.
+  cells = space_lib.enumerate_cells(space_lib.enas(num_nodes))
+  parents = sum(1 / j for j in range(1, num_nodes))
+  activations = num_nodes / 4
+  for found, expected in (
+      (similarity.common_connections(cells), parents),
+      (similarity.common_activations(cells), parents / 4),
+      (similarity.aligned_edit_distance(cells),
+       2 * (num_nodes - 1 - parents) + num_nodes - activations)):
+    assert found.mean() == pytest.approx(expected, rel=1e-12)
 
 
 def test_aligned_distance_counts_what_is_not_common():

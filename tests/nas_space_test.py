@@ -79,14 +79,41 @@ def test_the_published_cell_is_one_tree_in_three_encodings():
       2, 5, 6, 9, 10, 11]
 
 
+def hooks_and_automorphisms(cell):
+  """Of a tree: the product of its subtrees' sizes, and |Aut|."""
+
+  def count(node):
+    below = [count(j) for j in range(1, len(cell.prev))
+             if cell.prev[j] == node]
+    shapes = collections.Counter(shape for shape, *_ in below)
+    size = 1 + sum(size for _, size, _, _ in below)
+    hooks = size * math.prod(hooks for *_, hooks, _ in below)
+    alike = math.prod(map(math.factorial, shapes.values()))
+    return ((int(cell.act[node]), frozenset(shapes.items())), size, hooks,
+            alike * math.prod(same for *_, same in below))
+
+  return count(0)[2:]
+
+
+def test_the_published_tree_has_560_encodings():
+  for name in space_lib.PUBLISHED_ENAS:
+    hooks, automorphisms = hooks_and_automorphisms(space_lib.published(name))
+    assert (hooks, automorphisms) == (142_560, 6)
+    assert math.factorial(12) == 560 * hooks * automorphisms
+
+
 @pytest.mark.parametrize('num_nodes, classes', [
-    (1, 2), (2, 4), (3, 14), (4, 52), (5, 214)])
+    (1, 2), (2, 4), (3, 14), (4, 52), (5, 214), (6, 916)])
 def test_trees_up_to_the_order_of_nodes(num_nodes, classes):
   space = Space(num_nodes, ('tanh', 'relu'))
-  cells = list(space_lib.unstack(space_lib.enumerate_cells(space)))
-  found = collections.Counter(space_lib.canonical(c) for c in cells)
-  assert len(found) == classes
-  assert sum(found.values()) == math.factorial(num_nodes - 1) * 2**num_nodes
+  trees = collections.defaultdict(list)
+  for cell in space_lib.unstack(space_lib.enumerate_cells(space)):
+    trees[space_lib.canonical(cell)].append(cell)
+  assert len(trees) == classes
+  # Each has N! / (hooks |Aut|) encodings, which makes (N - 1)! K^N in all.
+  for cells in trees.values():
+    hooks, automorphisms = hooks_and_automorphisms(cells[0])
+    assert len(cells) * hooks * automorphisms == math.factorial(num_nodes)
 
 
 def test_code_bases_number_activations_otherwise():

@@ -17,6 +17,8 @@ from typing import Any
 
 import jax
 import numpy as np
+import safetensors
+import safetensors.numpy
 
 from msd_jax.formats import source
 
@@ -51,9 +53,8 @@ def write_shard(
     arrays: 'noise', 'image', 'label' as above.
     made_by: metadata; TEACHER is its fingerprint, the rest for people.
   """
-  safetensors = source.extra('safetensors.numpy', 'formats')
   partial = f'{path}.partial'
-  safetensors.save_file(
+  safetensors.numpy.save_file(
       {name: np.ascontiguousarray(arrays[name], dtype)
        for name, dtype in _FIELDS.items()}, partial, dict(made_by))
   os.replace(partial, path)
@@ -130,7 +131,6 @@ def _paths(folder: str) -> Iterable[str]:
 
 
 def _open(path):
-  safetensors = source.extra('safetensors', 'formats')
   try:
     shard = safetensors.safe_open(path, framework='numpy')
     missing = set(_FIELDS) - set(shard.keys())
