@@ -5,7 +5,10 @@ import gzip
 import json
 import math
 import os
+import pathlib
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -425,6 +428,16 @@ def test_augmentation_that_cannot_be_is_named(added, message):
   config.space.update(added)
   with pytest.raises(space.SpaceError, match=message):
     experiment.setup(config)
+
+
+def test_help_tells_of_every_flag_and_a_schedule_is_asked_for():
+  run = lambda *args: subprocess.run(
+      [sys.executable, '-m', 'stn_jax.replay', *args], text=True,
+      cwd=pathlib.Path(__file__).parents[1], capture_output=True, check=False)
+  told = run('--help').stdout
+  for flag in ('config', 'schedule', 'workdir', '[no]plan'):
+    assert f'--{flag}: ' in told
+  assert 'name the file that a tuning run wrote' in run().stderr
 
 
 def test_the_implicit_function_is_refused_for_masks():
