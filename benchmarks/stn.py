@@ -59,11 +59,13 @@ def ours(model: str, size, kind: str) -> harness.Prepared:
   import jax
   import optax
 
+  from stn_jax import state as state_lib
   from stn_jax import tuner
+  from stn_jax import updates
   problem, batches = _problem(model, size)
   sgd = lambda: optax.sgd(0.01, 0.9)
-  optimizers = tuner.Optimizers(sgd(), sgd(), optax.adam(3e-3))
-  settings = tuner.Settings(
+  optimizers = state_lib.Optimizers(sgd(), sgd(), optax.adam(3e-3))
+  settings = state_lib.Settings(
       'delta_stn' if kind == '_delta' else 'stn', unroll=model == 'alexnet',
       diagnose=False)
   example = jax.tree.map(lambda x: x[:, 0], batches['train'])
@@ -72,7 +74,7 @@ def ours(model: str, size, kind: str) -> harness.Prepared:
   if kind == '_plain':
     step, state = _plain(problem, optimizers, state)
   elif kind == '_delta':
-    step = lambda state, batches: tuner.training_update(
+    step = lambda state, batches: updates.training_update(
         problem, settings, optimizers, state,
         jax.tree.map(lambda x: x[:, 0], batches['train']),
         jax.random.key(1))[0]
@@ -98,7 +100,7 @@ def _plain(problem, optimizers, state):
   import jax.numpy as jnp
 
   from stn_jax import problem as problem_lib
-  from stn_jax import tuner
+  from stn_jax import updates
   state = state.replace(
       response=(), opt_response=(),
       opt_params=jax.jit(optimizers.params.init)(state.params))
@@ -106,7 +108,7 @@ def _plain(problem, optimizers, state):
   def step(state, batches):
     for i in range(2):
       batch = jax.tree.map(lambda x, i=i: x[:, i], batches['train'])
-      params, opt_params, variables, _ = tuner.plain_update(
+      params, opt_params, variables, _ = updates.plain_update(
           problem, optimizers.params, state.params, state.opt_params,
           state.variables, batch, problem_lib.constant(
               problem, state.lam, problem_lib.num_examples(batch)),

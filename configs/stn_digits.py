@@ -39,7 +39,7 @@ def get_config(variant=''):
   config.entropy_weight = 1e-3
   config.tune_scales = True
   config.rank = 1  # of each layer's response
-  config.unroll = False  # see stn_jax.tuner.Settings
+  config.unroll = False  # see stn_jax.Settings
   config.diagnose = True
   config.optimizer = ml_collections.ConfigDict(dict(
       lr=0.03, momentum=0.9, clip_norm=0.0, decay=0.2,

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import os
 import pathlib
+import re
 import sys
 from typing import Any
 
@@ -20,6 +21,8 @@ from core_jax import program
 from core_jax import topology
 
 Config = ml_collections.ConfigDict
+# The flags below are those of the program, and --help tells of them.
+flags.disclaim_key_flags()
 
 _ERRORS = (checkpoint.CheckpointError, *program.ERRORS)
 
@@ -41,14 +44,15 @@ def run(
   """
   try:  # It reads the command line at once.
     config = config_flags.DEFINE_config_file(
-        'config', _config_path(package, default), 'The experiment.')
+        'config', _config_path(package, default), 'The experiment, a file of '
+        'configs/; --config.field=value changes a field of it.')
   except (AttributeError, KeyError) as e:
     sys.exit(_unknown_field(e))
   workdir = flags.DEFINE_string(
       'workdir', None, "The run's folder; the same command in the same folder "
       'resumes. Default: runs/<package>-<config>.')
   plan = flags.DEFINE(
-      flags.ArgumentParser(), 'plan', 'false',
+      flags.ArgumentParser(), 'plan', None,
       'Print memory and FLOPs per device, and run nothing: --plan of the '
       'devices that are here, --plan=v5e:4x4 (v4, v5p, v6e) of a TPU slice '
       'that is not, --plan=h100 of one such GPU.', boolean=True)
@@ -60,7 +64,7 @@ def run(
     with program.one_line(_ERRORS):
       experiment = config.value
       experiment.to_dict()  # Where the file could not be read, raises here.
-      if plan.value != 'false':
+      if plan.value not in (None, 'false'):  # --noplan is 'false'.
         print(show_plan(experiment, _target(plan.value)))
         return
       path = workdir.value or _default_workdir(package)
@@ -98,12 +102,14 @@ def _parse(argv):
     sys.exit(_unknown_field(e))
   except flags.Error as e:
     # A config that raises comes with a traceback, its own words at the end.
-    sys.exit(f'error: {str(e).strip().splitlines()[-1].strip()}')
+    words = str(e).strip().splitlines()[-1].strip()
+    sys.exit(f'error: {re.sub(r"^[a-zA-Z.]*Error: ", "", words)}')
 
 
 def _unknown_field(error):
   """ml_collections' words, which end with the field that was meant."""
-  words = str(error).replace('\\n', ' ').replace('\\', '').strip('\'"')
+  words = str(error).replace('\\n', '. ').replace('\\', '').replace("'", '')
+  words = words.strip('"')
   return f'error: the config has no field {words}'
 
 

@@ -8,8 +8,8 @@ from stn_jax.space import integer
 from stn_jax.space import log
 from stn_jax.space import positive
 from stn_jax.space import real
-from stn_jax.tuner import Optimizers
-from stn_jax.tuner import Settings
+from stn_jax.state import Optimizers
+from stn_jax.state import Settings
 from stn_jax.tuner import self_tuning
 
 __all__ = [

@@ -20,7 +20,7 @@ from stn_jax import experiment
 from stn_jax import problem as problem_lib
 from stn_jax import schedule as schedule_lib
 from stn_jax import space as space_lib
-from stn_jax import tuner
+from stn_jax import updates
 
 # Decades around its start in which a scale without bounds is searched.
 _DECADES = 2
@@ -66,7 +66,7 @@ def make_round(run: experiment.Setup, tx) -> Callable[..., Any]:
       batch, key = inputs
       size = problem_lib.num_examples(batch)
       hypers = {name: jnp.full(size, x) for name, x in values.items()}
-      params, opt_state, variables, loss = tuner.plain_update(
+      params, opt_state, variables, loss = updates.plain_update(
           run.problem, tx, state.params, state.opt_state, state.variables,
           batch, hypers, key)
       return state.replace(
@@ -78,6 +78,15 @@ def make_round(run: experiment.Setup, tx) -> Callable[..., Any]:
     return state.replace(step=state.step + 1), jnp.mean(losses)
 
   return step
+
+
+def evaluated_rounds(num_rounds: int) -> list[int]:
+  """Rounds after which a run is evaluated, ten evenly spaced, the last too.
+
+  All of them where there are fewer than ten.
+  """
+  return sorted({math.ceil(num_rounds * k / _EVALUATIONS)
+                 for k in range(1, _EVALUATIONS + 1)})
 
 
 class Trainer:
@@ -101,19 +110,19 @@ class Trainer:
 
     Returns:
       'valid_<measure>', 'test_<measure>' at the end, 'best_...' of the same
-      where the validation loss was least of ten points, 'seconds', 'curve':
-      rows of (round, validation loss).
+      where the validation loss was least of the `evaluated_rounds`,
+      'seconds', 'curve': rows of (round, validation loss).
     """
     started, state = time.monotonic(), self._init()
     weights = lambda: {'params': state.params, 'variables': state.variables}
-    every = max(1, self._num_rounds // _EVALUATIONS)
+    evaluated = evaluated_rounds(self._num_rounds)
     curve, best = [], None
     for i in range(self._num_rounds):
       self._on_round()
       values = {name: x[i] for name, x in schedule.items()}
       state, _ = self._round(state, self._batch(i)['train'], values)
       done = i + 1
-      if done % every == 0 or done == self._num_rounds:
+      if done in evaluated:
         valid = self._evaluate(weights(), 'valid')
         curve.append((done, metrics_lib.or_null(valid['loss'])))
         if best is None or valid['loss'] < best[0]['loss']:

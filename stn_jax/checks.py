@@ -7,7 +7,7 @@ import ml_collections
 from stn_jax import data
 from stn_jax import implicit
 from stn_jax import space as space_lib
-from stn_jax import tuner
+from stn_jax import state as state_lib
 
 BASELINES = ('fixed', 'replay', 'final', 'random', 'tpe')
 SEARCHES = ('random', 'tpe')
@@ -28,13 +28,17 @@ _COLOURED = ('saturation', 'hue')
 
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises ValueError for the first field that makes no sense, by name."""
-  for field, known in (('methods', tuner.METHODS), ('baselines', BASELINES)):
+  for field, known in (
+      ('methods', state_lib.METHODS), ('baselines', BASELINES)):
     unknown = sorted(set(config[field]) - set(known))
     if unknown:
       raise ValueError(f'{field} has {unknown}; there are {", ".join(known)}')
   for field in _COUNTS:
     if config[field] < 1:
       raise ValueError(f'{field}={config[field]}: give 1 or more')
+  for field in ('optimizer', 'hyper'):
+    if not config[field].lr >= 0:
+      raise ValueError(f'{field}.lr={config[field].lr}: give 0 or more')
   _check_fit(config)
   _check_implicit(config)
   _check_searches(config)

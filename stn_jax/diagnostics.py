@@ -1,9 +1,4 @@
-"""Metrics of a round that tell whether to trust it.
-
-States are `tuner.State`.
-"""
-
-from typing import Any
+"""Metrics of a round that tell whether to trust it."""
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +6,7 @@ import jax.numpy as jnp
 from stn_jax import losses
 from stn_jax import problem as problem_lib
 from stn_jax import space as space_lib
+from stn_jax import state as state_lib
 
 
 def sigma_balance(
@@ -31,7 +27,7 @@ def sigma_balance(
 
 
 def response_quality(
-    problem: problem_lib.Problem, method: str, state: Any,
+    problem: problem_lib.Problem, method: str, state: state_lib.State,
     batch: problem_lib.Batch, key: jax.Array,
 ) -> dict[str, jax.Array]:
   """How much the response takes off the training loss at perturbed lam.
@@ -54,7 +50,7 @@ def response_quality(
 
 
 def describe(
-    problem: problem_lib.Problem, state: Any
+    problem: problem_lib.Problem, state: state_lib.State
 ) -> dict[str, jax.Array]:
   """The hyperparameters in their units, and their sigmas, as metrics."""
   values = space_lib.constrain(problem.space, state.lam)

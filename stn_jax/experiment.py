@@ -19,7 +19,7 @@ from stn_jax import problem as problem_lib
 from stn_jax import regularize
 from stn_jax import response as response_lib
 from stn_jax import space as space_lib
-from stn_jax import tuner
+from stn_jax import state as state_lib
 
 Config = ml_collections.ConfigDict
 
@@ -250,7 +250,7 @@ _MEASURES = {
     'regression': _no_measures}
 
 
-def make_optimizers(config: Config) -> tuner.Optimizers:
+def make_optimizers(config: Config) -> state_lib.Optimizers:
   """SGD with momentum for the weights, Adam or RMSprop for (lam, rho)."""
   s, h = config.optimizer, config.hyper
   lr = s.lr
@@ -267,7 +267,7 @@ def make_optimizers(config: Config) -> tuner.Optimizers:
   if h.optimizer not in hyper:
     raise ValueError(
         f'hyper.optimizer={h.optimizer!r}; there are {", ".join(hyper)}')
-  return tuner.Optimizers(weights(), weights(), hyper[h.optimizer]())
+  return state_lib.Optimizers(weights(), weights(), hyper[h.optimizer]())
 
 
 def round_batch(run: Setup):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
+import itertools
 import math
 import os
 
@@ -73,8 +74,9 @@ def plot_comparison(
     ax.plot(np.arange(1, len(values) + 1), values, color=color, linewidth=1.6,
             drawstyle='steps-post', label=f'{name}, best so far')
   for i, (name, cost, value) in enumerate(points):
+    # 4 colours and 7 marks: 28 runs that can be told apart.
     ax.scatter([cost], [value], color=curves.COLORS[i % 4],
-               marker='osD^v<>P'[i % 8], s=44, zorder=3, label=name)
+               marker='osD^v<>'[i % 7], s=44, zorder=3, label=name)
   ax.set_xlabel('compute, in plain training runs', fontsize=9,
                 color=curves.INK)
   _decades(ax)
@@ -87,24 +89,36 @@ def plot_comparison(
 def plot_losses(
     path: str | os.PathLike,
     lines: Mapping[str, Sequence[tuple[int, float | None]]],
-    updates_per_round: int,
+    updates_per_round: int, measure: str,
 ) -> None:
-  """Validation loss over training: name -> (round, loss)."""
+  """Validation loss over training: name -> (round, loss); dashes from the 9th.
+
+  Args:
+    path: of the PNG.
+    lines: as above, None where a run diverged.
+    updates_per_round: for the axis of time.
+    measure: what the vertical axis shows.
+  """
   canvas = Figure((7.4, 3.4), layout='constrained')
   ax = canvas.subplots()
-  for color, (name, curve) in zip(curves.COLORS, lines.items(), strict=False):
+  looks = itertools.product(('-', '--', ':'), curves.COLORS)
+  for (dashes, color), (name, curve) in zip(
+      looks, lines.items(), strict=False):
     x, y = np.array(curve, np.float64).T
-    ax.plot(x * updates_per_round, y, color=color, linewidth=1.5, label=name)
+    ax.plot(x * updates_per_round, y, color=color, linestyle=dashes,
+            linewidth=1.5, label=name)
   ax.set_xlabel('weight update', fontsize=9, color=curves.INK)
   _decades(ax)
   ax.legend(fontsize=8, frameon=False, labelcolor=curves.INK,
             loc='center left', bbox_to_anchor=(1.0, 0.5))
-  _style(ax, 'validation loss, nats')
+  _style(ax, measure)
   canvas.savefig(path, dpi=150)
 
 
 def _decades(ax):
   """A logarithmic axis of losses, which seldom span one decade."""
+  if not math.isfinite(ax.dataLim.minposy):  # All diverged.
+    return
   ax.set_yscale('log')
   ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
   ax.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:g}'))

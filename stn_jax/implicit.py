@@ -16,7 +16,8 @@ import optax
 from stn_jax import diagnostics
 from stn_jax import problem as problem_lib
 from stn_jax import space as space_lib
-from stn_jax import tuner
+from stn_jax import state as state_lib
+from stn_jax import updates
 
 Loss = Callable[[Any, jax.Array], jax.Array]
 Solve = Callable[[Callable[[Any], Any], Any], Any]
@@ -98,8 +99,8 @@ def smooth_losses(
 
 
 def make_round(
-    problem: problem_lib.Problem, settings: tuner.Settings,
-    optimizers: tuner.Optimizers, solve: Solve,
+    problem: problem_lib.Problem, settings: state_lib.Settings,
+    optimizers: state_lib.Optimizers, solve: Solve,
 ):
   """As `tuner.make_round`, with hypergradients by the implicit function.
 
@@ -116,7 +117,7 @@ def make_round(
   def train(state, batch, key):
     hypers = problem_lib.constant(
         problem, state.lam, problem_lib.num_examples(batch))
-    params, opt_params, variables, loss = tuner.plain_update(
+    params, opt_params, variables, loss = updates.plain_update(
         problem, optimizers.params, state.params, state.opt_params,
         state.variables, batch, hypers, key)
     return state.replace(
@@ -124,7 +125,7 @@ def make_round(
 
   def step(state, batch, frozen):
     del frozen
-    tuner.check_batch(state, batch)
+    state_lib.check_batch(state, batch)
     key = jax.random.fold_in(state.key, state.step)
     state = state.replace(
         history=state.history.at[state.step].set(state.lam))
@@ -139,7 +140,7 @@ def make_round(
         problem, state.variables, batch['valid'], key)
     lam_grad = space_lib.tuned(problem.space) * hypergradient(
         train_loss, valid_loss, state.params, state.lam, solve)
-    state, moved = tuner.move(
+    state, moved = updates.move(
         problem, settings, optimizers, state,
         {'lam': lam_grad, 'rho': jnp.zeros_like(state.rho)})
     return state.replace(step=state.step + 1), {

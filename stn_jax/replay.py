@@ -103,7 +103,11 @@ def show_plan(
 
 
 def main() -> None:
-  path = flags.DEFINE_string('schedule', None, 'The CSV file.', required=True)
+  path = flags.DEFINE_string(
+      'schedule', None, 'The CSV file that a tuning run wrote.')
+  flags.register_validator(
+      path, bool, 'name the file that a tuning run wrote, such as '
+      'runs/stn_jax-default/schedule_stn.csv')
   cli.run(
       'stn_replay', 'stn_digits',
       lambda config, workdir: replay(path.value, config, workdir),

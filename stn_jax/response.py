@@ -14,12 +14,10 @@ as they were; the response lives in a tree of its own, path of the layer ->
 """
 
 from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Mapping
-import math
+from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
-import zlib
 
 import flax.linen as nn
 import jax
@@ -30,10 +28,6 @@ Response = Mapping[str, Mapping[str, jax.Array]]
 
 # A layer's copy that applies the response kernel: not to be answered again.
 _COPY = 'response'
-# What normalises has no response, as in the papers; nor has what has no
-# weights.
-_NORMS = (nn.LayerNorm, nn.BatchNorm, nn.GroupNorm, nn.RMSNorm,
-          nn.InstanceNorm, nn.WeightNorm)
 
 
 class LayerError(ValueError):
@@ -51,13 +45,6 @@ class Perturbation(NamedTuple):
   """
   h: jax.Array
   centred: bool = False
-
-
-class Layer(NamedTuple):
-  """A layer of a model that answers."""
-  module: nn.Module  # unbound: its fields
-  kernel_shape: tuple[int, ...]
-  has_bias: bool
 
 
 # (module, own, perturbation, next_fun, args, kwargs) -> the answered output.
@@ -159,12 +146,17 @@ HANDLERS: Mapping[type[nn.Module], Handler] = {
 }
 
 
+def layer_name(path: Sequence[str]) -> str:
+  """A module's path, for people."""
+  return '/'.join(path) or 'the model'
+
+
 def _check_rows(module, y, perturbation):
   if y.shape[0] != perturbation.h.shape[0]:
     raise LayerError(
-        f'{_name(module.path)}: its output {y.shape} has {y.shape[0]} rows, '
-        f'but the batch has {perturbation.h.shape[0]} examples: a layer with '
-        'a response needs the batch as its leading axis')
+        f'{layer_name(module.path)}: its output {y.shape} has {y.shape[0]} '
+        f'rows, but the batch has {perturbation.h.shape[0]} examples: a layer '
+        'with a response needs the batch as its leading axis')
 
 
 def interceptor(
@@ -176,7 +168,7 @@ def interceptor(
   """What `nn.intercept_methods` takes to make a model answer.
 
   Args:
-    response: see `init`.
+    response: path of a layer -> its own; see `layers.init`.
     perturbation: None leaves every layer as it is.
     dropout: (module, x) -> x, takes the place of `nn.Dropout` where that
       would drop; None leaves it alone.
@@ -197,168 +189,6 @@ def interceptor(
         module, own, perturbation, next_fun, args, kwargs)
 
   return intercept
-
-
-def find_layers(
-    init: Callable[[], Mapping[str, Any]],
-    handlers: Mapping[type[nn.Module], Handler] = HANDLERS,
-    without_response: Iterable[str] = (),
-) -> dict[str, Layer]:
-  """The layers of a model that answer, by path.
-
-  Args:
-    init: calls the model's `init` and returns its variables; is traced.
-    handlers: kind of layer -> how it answers.
-    without_response: paths of modules that shall stay as they are.
-
-  Raises:
-    LayerError: a module has parameters and no response.
-  """
-  found, kinds = {}, {}
-
-  def record(next_fun, args, kwargs, context):
-    module = context.module
-    y = next_fun(*args, **kwargs)
-    path = '/'.join(module.path)
-    kinds[path] = type(module)
-    if context.method_name == '__call__' and type(module) in handlers:
-      own = module.variables.get('params', {})
-      kernel = own.get('kernel', own.get('embedding'))
-      _check_handled(module, kernel, own)
-      found[path] = Layer(
-          module.clone(parent=None), kernel.shape, 'bias' in own)
-    return y
-
-  def traced():
-    with nn.intercept_methods(record):
-      return init()
-
-  params = jax.eval_shape(traced)['params']
-  for path, leaf in jax.tree.leaves_with_path(params):
-    names = tuple(str(entry.key) for entry in path)
-    _check_leaf(names, leaf, found, kinds, tuple(without_response))
-  return {path: layer for path, layer in found.items()
-          if not _excluded(path, tuple(without_response))}
-
-
-def _check_handled(module, kernel, own):
-  """Raises LayerError for a layer that is not as `Handler` has it."""
-  embeds = 'embedding' in own
-  wanted = ('features', 'param_dtype',
-            'embedding_init' if embeds else 'kernel_init')
-  lacks = [name for name in wanted if not hasattr(module, name)]
-  if kernel is None:
-    lacks.insert(0, "a parameter 'kernel' or 'embedding'")
-  if lacks:
-    raise LayerError(
-        f'{_name(module.path)}, a {type(module).__name__} with a handler, has '
-        f'the parameters {sorted(own)} and lacks {", ".join(lacks)}: see '
-        'stn_jax.response.Handler')
-
-
-def _excluded(path, without_response):
-  return any(path == name or path.startswith(f'{name}/')
-             for name in without_response)
-
-
-def _check_leaf(names, leaf, found, kinds, without_response):
-  """Raises LayerError for a parameter that nothing answers for."""
-  path = '/'.join(names[:-1])
-  kind = kinds.get(path)
-  if _excluded(path, without_response) or (
-      kind and issubclass(kind, _NORMS)):
-    return
-  if path not in found:
-    hint = (' (nn.LSTMCell has the same parameters, and answers)'
-            if 'OptimizedLSTMCell' in {
-                kinds.get('/'.join(names[:i]), nn.Module).__name__
-                for i in range(len(names))} else '')
-    raise LayerError(
-        f'{_name(names[:-1])}, a {kind.__name__ if kind else "module"}, has '
-        f'the parameter {names[-1]!r} and no response{hint}. Give it a '
-        f'handler, or leave it out with without_response=({path!r},)')
-  if getattr(found[path].module, 'transpose_kernel', False):
-    raise LayerError(
-        f'{_name(names[:-1])}: transpose_kernel=True puts the output features '
-        'of its kernel second to last, where no response scales them. Use '
-        f'False, or leave it out with without_response=({path!r},)')
-  if names[-1] in ('kernel', 'embedding') and (
-      leaf.shape != found[path].kernel_shape):
-    raise LayerError(
-        f'{path}: its parameters {leaf.shape} are stacked over a scan of '
-        f'layers, each {found[path].kernel_shape}: one response cannot serve '
-        f'all. Unroll the scan, or leave it out with '
-        f'without_response=({path!r},)')
-
-
-def _name(path):
-  return '/'.join(path) or 'the model'
-
-
-def init(
-    key: jax.Array,
-    layers: Mapping[str, Layer],
-    num_hyperparameters: int,
-    bottleneck_std: float = 0.0,
-    rank: int = 1,
-) -> dict[str, Any]:
-  """Fresh responses: weights like the layers' own, bottlenecks near zero.
-
-  Args:
-    key: of the draw.
-    layers: see `find_layers`.
-    num_hyperparameters: n.
-    bottleneck_std: of U and C; 0 makes every answer zero at the start, as in
-      Delta-STN; STN has 0.01.
-    rank: terms of each layer's response; the papers have one, which can
-      point a unit's weights in one direction only.
-  """
-  def init_terms(path, layer):
-    layer_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
-    if rank == 1:
-      return _init_layer(
-          layer_key, layer, num_hyperparameters, bottleneck_std)
-    return {str(k): _init_layer(
-        jax.random.fold_in(layer_key, k), layer, num_hyperparameters,
-        bottleneck_std) for k in range(rank)}
-
-  return {path: init_terms(path, layer) for path, layer in layers.items()}
-
-
-def _init_layer(key, layer, n, bottleneck_std):
-  kernel_key, bias_key, bottleneck_key = jax.random.split(key, 3)
-  module, shape = layer.module, layer.kernel_shape
-  features = num_features(layer)
-  if hasattr(module, 'embedding_init'):
-    kernel = module.embedding_init(kernel_key, shape, module.param_dtype)
-  else:
-    flat = (math.prod(shape) // features, features)
-    kernel = module.kernel_init(
-        kernel_key, shape if isinstance(module, nn.Conv) else flat,
-        module.param_dtype).reshape(shape)
-  # Zeros with a gate of zero would both stay there.
-  bound = math.sqrt(features / math.prod(shape))  # 1 / sqrt(fan_in)
-  drawn = jax.random.uniform(
-      jax.random.fold_in(kernel_key, 1), shape, module.param_dtype,
-      -bound, bound)
-  own = {'kernel': jnp.where(jnp.any(kernel != 0), kernel, drawn)}
-  if layer.has_bias:  # Not as the layer's own, which is often zero.
-    feature_shape = _feature_shape(module)
-    own['bias'] = jax.random.uniform(
-        bias_key, feature_shape, module.param_dtype, -bound, bound)
-  own['bottleneck'] = bottleneck_std * jax.random.normal(
-      bottleneck_key, (n, features * (1 + layer.has_bias)))
-  return own
-
-
-def _feature_shape(module):
-  features = module.features
-  return (features,) if isinstance(features, int) else tuple(features)
-
-
-def num_features(layer: Layer) -> int:
-  """F, the number of rows that a layer scales."""
-  return math.prod(_feature_shape(layer.module))
 
 
 def materialise(params: Any, response: Response, h: jax.Array) -> Any:

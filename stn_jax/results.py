@@ -1,5 +1,6 @@
 """What a run shows: a table, schedules, losses by compute, the report."""
 
+import bisect
 from collections.abc import Mapping
 import pathlib
 import re
@@ -13,6 +14,7 @@ import jax
 from core_jax import folder
 from core_jax import metrics as metrics_lib
 from core_jax import report as report_lib
+from stn_jax import baselines
 from stn_jax import checks
 from stn_jax import experiment
 from stn_jax import figures as figures_lib
@@ -187,25 +189,32 @@ def _table(found):
       'runs with the best of ten evaluations on the validation set.')
 
 
+def _unit(config):
+  """Of losses, for an axis: a squared error has none."""
+  squared = checks.MODELS[config.model.kind][0] == 'regression'
+  return '' if squared else ', nats'
+
+
 def _pictures(run, path, rows, schedules, found):
   """Draws the figures; their sections of the report."""
   config, drawn = run.config, path / 'figures'
+  unit = _unit(config)
   sections = []
   if schedules:
     figures_lib.plot_schedules(
         drawn / 'schedules.png', run.problem.space,
         {title(m): s for m, s in schedules.items()}, config.updates_per_round)
     sections.append(report_lib.Figure(
-        drawn / 'schedules.png',
-        'The hyperparameters while the weights trained; dotted: their '
-        'bounds.'))
+        drawn / 'schedules.png', 'The hyperparameters while the weights '
+        'trained; dotted: their bounds.'))
   losses = {
       title(name): row['curve'] for name, row in rows.items()
       if 'curve' in row and '/' not in name}
   if losses:
     losses |= _tuned_curves(run, path)
     figures_lib.plot_losses(
-        drawn / 'losses.png', losses, config.updates_per_round)
+        drawn / 'losses.png', losses, config.updates_per_round,
+        f'validation loss{unit}')
     sections.append(report_lib.Figure(
         drawn / 'losses.png', 'Validation loss; of self-tuning runs the mean '
         'over neighbouring batches, at perturbed hyperparameters.'))
@@ -215,26 +224,29 @@ def _pictures(run, path, rows, schedules, found):
   figures_lib.plot_comparison(
       drawn / 'comparison.png',
       [(title(name), figures['cost'], figures['test_loss'])
-       for name, figures in found.items()
-       if not _SEARCHED.fullmatch(name)],
-      searches, 'test loss, nats')
+       for name, figures in found.items() if not _SEARCHED.fullmatch(name)],
+      searches, f'test loss{unit}')
   sections.append(report_lib.Figure(
-      drawn / 'comparison.png', 'Test loss against compute; searches choose '
-      'by validation loss.'))
+      drawn / 'comparison.png', 'Test loss against compute, in operations of '
+      'a plain run; searches choose by validation loss. Plain training by a '
+      'schedule or its final values is without the run that found them.'))
   return sections
 
 
 def _tuned_curves(run, path):
-  """method -> (round, validation loss), means of a tenth of the run each."""
+  """method -> (round, validation loss), each the mean since the one before.
+
+  The rounds are those in which plain runs are evaluated.
+  """
   config, found = run.config, {}
   rows = metrics_lib.read(path)
-  every = max(1, config.num_rounds // 10)
+  ends = baselines.evaluated_rounds(config.num_rounds)
   for i, method in enumerate(config.methods):
     mine = [(row['step'] - i * config.num_rounds, row['valid_loss'])
             for row in rows if row['stage'] == method]
     bins = {}
     for step, loss in mine:
-      bins.setdefault(-(-step // every) * every, []).append(loss)
+      bins.setdefault(ends[bisect.bisect_left(ends, step)], []).append(loss)
     found[title(method)] = [
         (step, sum(x) / len(x)) for step, x in sorted(bins.items())]
   return found

@@ -73,7 +73,8 @@ def read(
   names = set(rows.dtype.names) - {'step'}
   if names != set(space):
     raise ScheduleError(
-        f'{path} has {sorted(names)}, the space {sorted(space)}')
+        f'{path} has {sorted(names)}, the space {sorted(space)}: give the '
+        '--config of the run that wrote it')
   starts = np.arange(num_rounds) * updates_per_round
   index = np.searchsorted(steps, starts, 'right') - 1
   schedule = {name: rows[name][index].astype(np.float32) for name in space}

@@ -16,6 +16,7 @@ from core_jax import mesh as mesh_lib
 from stn_jax import baselines
 from stn_jax import experiment
 from stn_jax import implicit
+from stn_jax import state as state_lib
 from stn_jax import tuner
 
 
@@ -24,7 +25,7 @@ def tune_stage(run: experiment.Setup, method: str) -> loop.Stage:
   config, problem = run.config, run.problem
   mesh = mesh_lib.make_mesh()
   mesh_lib.check_batch_size(config.batch_size, mesh, 'batch_size')
-  settings = tuner.Settings(
+  settings = state_lib.Settings(
       method, config.warmup_rounds, config.entropy_weight,
       config.tune_scales, config.rank, config.unroll, config.diagnose)
   optimizers = experiment.make_optimizers(config)

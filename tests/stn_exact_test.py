@@ -23,7 +23,9 @@ from stn_jax import problem as problem_lib
 from stn_jax import regularize
 from stn_jax import response as response_lib
 from stn_jax import space
+from stn_jax import state as state_lib
 from stn_jax import tuner
+from stn_jax import updates
 
 
 def regression():
@@ -79,7 +81,7 @@ def answering(w):
 
 
 def state_at(lam, w, slope, rho=-1.0):
-  return tuner.State(
+  return state_lib.State(
       step=jnp.int32(0), key=jax.random.key(0), params=weights(w),
       response=answering(slope), lam=jnp.asarray([lam], float),
       rho=jnp.asarray([rho], float), opt_params=(), opt_response=(),
@@ -87,8 +89,9 @@ def state_at(lam, w, slope, rho=-1.0):
 
 
 def hypergradient(problem, method, lam, w, slope, batch):
-  _, grads = tuner.hypergradient(
-      problem, tuner.Settings(method, entropy_weight=0.0, tune_scales=False),
+  _, grads = updates.hypergradient(
+      problem,
+      state_lib.Settings(method, entropy_weight=0.0, tune_scales=False),
       state_at(lam, w, slope), batch, jax.random.key(0))
   return grads['lam'][0]
 
@@ -370,15 +373,15 @@ def test_sigma_settles_where_entropy_and_curvature_balance(tau, k):
   """F(lam + eps) = k (lam + eps)^2 / 2 ends at lam = 0, sigma^2 = tau / k."""
   problem = one_output(
       space.real(1.0), lambda y, batch, hypers: 0.5 * k * jnp.square(y[:, 0]))
-  settings = tuner.Settings('stn', entropy_weight=tau)
-  tx = tuner.Optimizers(None, None, optax.sgd(0.5 / k))
+  settings = state_lib.Settings('stn', entropy_weight=tau)
+  tx = state_lib.Optimizers(None, None, optax.sgd(0.5 / k))
   batch = {'x': jnp.ones((2048, 1)), 'y': jnp.zeros(2048)}
   state = state_at(1.0, np.zeros(1, np.float32), np.ones(1, np.float32), 0.0)
   state = state.replace(opt_hyper=tx.hyper.init(
       {'lam': state.lam, 'rho': state.rho}))
 
   def body(state, key):
-    state, _ = tuner.validation_update(
+    state, _ = updates.validation_update(
         problem, settings, tx, state, batch, key)
     return state, (state.lam[0], space.sigma(state.rho)[0])
 
@@ -429,8 +432,8 @@ def test_a_run_finds_the_optimum(fast_programs, kind, method):
   single = lambda x: jnp.asarray(x, jnp.float32)
   train = jax.tree.map(lambda x: single(np.tile(
       x, (8,) + (1,) * (x.ndim - 1))), TRAIN)
-  tx = tuner.Optimizers(optax.sgd(0.1), optax.sgd(0.1), optax.adam(4e-3))
-  settings = tuner.Settings(
+  tx = state_lib.Optimizers(optax.sgd(0.1), optax.sgd(0.1), optax.adam(4e-3))
+  settings = state_lib.Settings(
       method, 300, entropy_weight=0.0, tune_scales=False, diagnose=False)
   round_ = tuner.make_round(problem, settings, tx)
   batch = {'train': jax.tree.map(lambda x: jnp.stack([x, x], 1), train),

@@ -5,7 +5,10 @@ import gzip
 import json
 import math
 import os
+import pathlib
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +32,7 @@ from stn_jax import baselines
 from stn_jax import compare
 from stn_jax import data
 from stn_jax import experiment
+from stn_jax import figures
 from stn_jax import losses
 from stn_jax import replay
 from stn_jax import response
@@ -106,10 +110,10 @@ def test_a_schedule_holds_the_values_of_every_round(digits_run):
 def test_a_replay_from_the_file_equals_the_run_s_own_replay(digits_run):
   config, path, _ = digits_run
   run = experiment.setup(config)
-  figures = baselines.Trainer(run)(
+  replayed = baselines.Trainer(run)(
       read_schedule(path / 'schedule_delta_stn.csv', run))
   rows = baselines.Journal(path).rows
-  assert figures['curve'] == [
+  assert replayed['curve'] == [
       tuple(point) for point in rows['replay_delta_stn']['curve']]
 
 
@@ -240,10 +244,33 @@ def test_the_implicit_function_costs_what_its_products_with_the_hessian_do(
 
 
 def test_every_method_runs_where_the_optimum_is_known(tmp_path):
-  config = tiny('ridge', tmp_path)
+  config = tiny('ridge', tmp_path, num_rounds=15)
   summary = train.train_and_evaluate(config, str(tmp_path / 'run'))
   for method in config.methods:
     assert math.isfinite(summary[f'{method}_valid_loss'])
+  curve = baselines.Journal(tmp_path / 'run').rows['fixed']['curve']
+  assert [done for done, _ in curve] == [2, 3, 5, 6, 8, 9, 11, 12, 14, 15]
+
+
+def test_a_run_is_evaluated_ten_times_evenly_and_at_its_end():
+  assert baselines.evaluated_rounds(2000) == list(range(200, 2001, 200))
+  for num_rounds in range(1, 200):
+    rounds = baselines.evaluated_rounds(num_rounds)
+    gaps = np.diff([0, *rounds])
+    assert len(rounds) == min(num_rounds, 10)
+    assert rounds[-1] == num_rounds and gaps.max() - gaps.min() <= 1
+
+
+def test_runs_that_diverged_are_drawn_as_absent(tmp_path):
+  diverged, found = [(1, None), (2, None)], [(1, 2.0), (2, 1.0)]
+  for i, curves in enumerate(({'a': diverged}, {'a': diverged, 'b': found})):
+    figures.plot_losses(tmp_path / f'l{i}.png', curves, 2, 'loss')
+  for i, value in enumerate((None, 0.5)):
+    figures.plot_comparison(
+        tmp_path / f'c{i}.png', [('a', 3.0, None), ('b', 1.0, value)],
+        {'random search': [None, value]}, 'loss')
+  assert {p.name for p in tmp_path.iterdir()} == {
+      'l0.png', 'l1.png', 'c0.png', 'c1.png'}
 
 
 def test_tpe_asks_within_the_bounds_and_learns_from_what_it_is_told():
@@ -383,6 +410,7 @@ def test_what_is_measured_of_stn_is_the_network_that_it_trained(tmp_path):
     (dict(dataset='mnist'), 'dataset=.mnist. is unknown; there are'),
     (dict(valid_examples=0), 'the valid set is empty'),
     (dict(batch_size=17), 'batch_size=17'),
+    ({'optimizer.lr': -0.1}, 'optimizer.lr=-0.1: give 0 or more'),
 ])
 def test_bad_input_is_named(changes, message, tmp_path):
   config = tiny('digits', tmp_path, **changes)
@@ -403,6 +431,16 @@ def test_augmentation_that_cannot_be_is_named(added, message):
   config.space.update(added)
   with pytest.raises(space.SpaceError, match=message):
     experiment.setup(config)
+
+
+def test_help_tells_of_every_flag_and_a_schedule_is_asked_for():
+  run = lambda *args: subprocess.run(
+      [sys.executable, '-m', 'stn_jax.replay', *args], text=True,
+      cwd=pathlib.Path(__file__).parents[1], capture_output=True, check=False)
+  told = run('--help').stdout
+  for flag in ('config', 'schedule', 'workdir', '[no]plan'):
+    assert f'--{flag}: ' in told
+  assert 'name the file that a tuning run wrote' in run().stderr
 
 
 def test_the_implicit_function_is_refused_for_masks():

@@ -22,7 +22,9 @@ from stn_jax import problem as problem_lib
 from stn_jax import regularize
 from stn_jax import response as response_lib
 from stn_jax import space
+from stn_jax import state as state_lib
 from stn_jax import tuner
+from stn_jax import updates
 
 B, T = 8, 2  # Examples, and training updates of a round.
 
@@ -73,7 +75,7 @@ def batch(step):
 
 def optimizers():
   sgd = optax.sgd(0.1, momentum=0.9)
-  return tuner.Optimizers(sgd, sgd, optax.adam(0.05))
+  return state_lib.Optimizers(sgd, sgd, optax.adam(0.05))
 
 
 def start(settings, what=None, num_rounds=4):
@@ -92,7 +94,7 @@ def method(request):
 
 
 def settings(method, **changes):
-  return tuner.Settings(method, **changes)
+  return state_lib.Settings(method, **changes)
 
 
 @jax.jit
@@ -106,9 +108,9 @@ def outputs(state, h):
 
 @functools.cache
 def jitted(update, chosen):
-  """tuner's (state, batch, key) -> (state, metrics), compiled once."""
+  """An update (state, batch, key) -> (state, metrics), compiled once."""
   return jax.jit(functools.partial(
-      getattr(tuner, update), problem(), chosen, optimizers()))
+      getattr(updates, update), problem(), chosen, optimizers()))
 
 
 def validation_update(state, chosen):
@@ -171,7 +173,7 @@ def test_without_a_response_lam_has_no_gradient_and_rho_only_entropys():
   chosen = settings('delta_stn', entropy_weight=0.02)
   state, _ = start(chosen)
   _, grads = jax.jit(functools.partial(
-      tuner.hypergradient, problem(), chosen))(
+      updates.hypergradient, problem(), chosen))(
           state, examples(1, B), jax.random.key(3))
   np.testing.assert_array_equal(grads['lam'], [0, 0])
   np.testing.assert_allclose(
@@ -186,7 +188,7 @@ def test_what_is_not_tuned_rests():
   for tune_scales in (True, False):
     chosen = settings('delta_stn', tune_scales=tune_scales)
     _, grads = jax.jit(functools.partial(
-        tuner.hypergradient, what, chosen))(
+        updates.hypergradient, what, chosen))(
             state, examples(1, B), jax.random.key(3))
     moves = {name: [bool(x) for x in g != 0] for name, g in grads.items()}
     assert moves == {'lam': [False, True], 'rho': [False, tune_scales]}
@@ -392,13 +394,13 @@ def test_a_hypergradient_that_is_not_a_number_stops_the_run(tmp_path):
     ({'weight_decay': 'wd'}, "weight_decay: 'wd' is not in the space")])
 def test_a_problem_that_cannot_be_tuned_is_refused_at_once(changes, message):
   with pytest.raises(space.SpaceError, match=message):
-    tuner.make_init(problem(**changes), tuner.Settings(), optimizers(),
+    tuner.make_init(problem(**changes), state_lib.Settings(), optimizers(),
                     examples(0, B), 4, 0)
 
 
 def test_an_unknown_method_is_refused():
   with pytest.raises(ValueError, match='there are delta_stn, stn, implicit'):
-    tuner.Settings('delta')
+    state_lib.Settings('delta')
 
 
 def test_the_balance_of_sigma_is_one_at_rest():
@@ -421,7 +423,7 @@ def test_the_balance_of_sigma_is_one_at_rest():
     ({'warmup_rounds': -1}, 'warmup_rounds=-1: give 0 or more')])
 def test_settings_that_make_no_sense_are_refused(changes, message):
   with pytest.raises(ValueError, match=message):
-    tuner.Settings(**changes)
+    state_lib.Settings(**changes)
 
 
 def test_a_run_that_would_move_nothing_is_refused():
@@ -457,7 +459,7 @@ def moved(tx, grads, what=None, **changes):
   state, _ = start(settings('delta_stn', **changes), what)
   chosen = optimizers()._replace(hyper=tx)
   state = state.replace(opt_hyper=tx.init({'lam': state.lam, 'rho': state.rho}))
-  return state, *tuner.move(
+  return state, *updates.move(
       what or problem(), settings('delta_stn', **changes), chosen, state, grads)
 
 
