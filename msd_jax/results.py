@@ -132,7 +132,7 @@ def _against_reference(run, path):
       for name, band in reference['stages'][stage].items()})
   return [
       report_lib.Heading('Against the reference'),
-      *(report_lib.Text(f'{stage} {line}.') for stage, line in lines.items()),
+      *(report_lib.Text(f'{stage}: {line}.') for stage, line in lines.items()),
       report_lib.Figure(
           picture, 'Losses by step of the stage, over the least and largest of '
           f'seeds {", ".join(map(str, reference["seeds"]))}; a curve leaves '
