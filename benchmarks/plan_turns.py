@@ -56,12 +56,13 @@ def stage_of_turn(
     parts = (frozen['classes'], frozen['sizes'])
     indices = jnp.arange(len(frozen['sizes']))
 
-    def one(inputs, key, teacher):
-      index, *inputs = inputs
-      return turn(recipe, *inputs, jax.random.fold_in(key, index), teacher)
+    def one(student, inputs, key, teacher):
+      index, part = inputs
+      return turn(
+          recipe, student, part, jax.random.fold_in(key, index), teacher)
 
-    students, metrics = mesh_lib.map_students(one, stage.mesh)(
-        (indices, state.students, parts), state.key, frozen['teacher'])
+    students, metrics = mesh_lib.update_students(one, stage.mesh)(
+        state.students, (indices, parts), state.key, frozen['teacher'])
     return state.replace(students=students), metrics
 
   return loop.dataclasses.replace(stage, step=step, batch=loop.no_batch)

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
@@ -100,30 +101,47 @@ def split_rows(x: jax.Array, mesh: Mesh) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, sharding)
 
 
-def map_students(update: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-  """Maps `update(student, *shared)` over students, an axis of every leaf.
+def update_students(
+    update: Callable[..., tuple[Any, Any]], mesh: Mesh
+) -> Callable[..., tuple[Any, Any]]:
+  """`update(student, inputs, *shared)` for each of K students, in place.
 
   Devices along 'student' take equal shares of the K students; a device goes
   through its share one by one. (A vmap would turn a convolution by K kernels
   into a grouped one, slow everywhere.) 'data' stays with the compiler.
 
+  The loop carries all students, and the new state of one takes the place of
+  its old one: the results of a map would be a second [K, ...].
+
   Args:
-    update: (student, *shared) -> result, pytrees without the axis K.
+    update: (student, inputs, *shared) -> (student, result), pytrees without
+      the axis K; the student keeps its shapes and dtypes.
     mesh: has an axis 'student' that divides K.
 
   Returns:
-    (students [K, ...], *shared) -> results [K, ...].
+    (students [K, ...], inputs [K, ...], *shared) -> (students, results).
   """
 
-  def local(students, *shared):
-    return jax.lax.map(lambda student: update(student, *shared), students)
+  def local(students, inputs, *shared):
+    def turn(students, row):
+      k, own = row
+      student, result = update(
+          jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(
+              x, k, keepdims=False), students), own, *shared)
+      return jax.tree.map(
+          lambda x, new: jax.lax.dynamic_update_index_in_dim(x, new, k, 0),
+          students, student), result
 
-  def mapped(students, *shared):
+    num_local = jax.tree.leaves(students)[0].shape[0]
+    return jax.lax.scan(turn, students, (jnp.arange(num_local), inputs))
+
+  def updated(students, inputs, *shared):
     return jax.shard_map(
         local, mesh=mesh, axis_names={'student'}, out_specs=P('student'),
-        in_specs=(P('student'), *[P()] * len(shared)))(students, *shared)
+        in_specs=(*[P('student')] * 2, *[P()] * len(shared)))(
+            students, inputs, *shared)
 
-  return mapped
+  return updated
 
 
 def vary_like(tree: Any, reference: jax.Array) -> Any:

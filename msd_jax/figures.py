@@ -209,6 +209,37 @@ def curves(
   curves_lib.save(figure, path)
 
 
+def bands(
+    path: str,
+    panels: Mapping[str, tuple[Mapping[str, Sequence[float]],
+                               Mapping[int, float]]],
+) -> None:
+  """Writes a PNG: in each panel a curve over what it should look like.
+
+  Args:
+    path: of the PNG.
+    panels: title to (the reference's 'steps', 'least' and 'largest', [N]
+      each; step to value of the run).
+  """
+  num_rows = math.ceil(len(panels) / 2)
+  figure = _figure(1100, 330 * num_rows, 'constrained')
+  grid = figure.subplots(num_rows, 2, squeeze=False).ravel()
+  for axes in grid[len(panels):]:
+    axes.set_axis_off()
+  for axes, (title, (band, mine)) in zip(grid, panels.items(), strict=False):
+    axes.fill_between(
+        band['steps'], band['least'], band['largest'], color=_COLOURS[4],
+        alpha=0.5, linewidth=1, label='seeds of the reference')
+    axes.plot(list(mine), list(mine.values()), color=_COLOURS[0],
+              linewidth=1.2, label='this run')
+    axes.set_title(title, fontsize=9, color=_INK)
+    axes.tick_params(labelsize=8, labelcolor=_GREY)
+    axes.grid(color=_RULE, linewidth=0.6)
+    axes.spines[['top', 'right']].set_visible(False)
+  grid[0].legend(frameon=False, fontsize=8)
+  _save(figure, path)
+
+
 def _statistics(rows):
   """Sorted x, mean and deviation over seeds of the distance, each [n]."""
   by_x = {}

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Sequence
 import functools
+import json
 import pathlib
 import time
 from typing import Any
@@ -17,6 +18,7 @@ from core_jax import report as report_lib
 from msd_jax import diffusion
 from msd_jax import evaluate
 from msd_jax import figures as figures_lib
+from msd_jax import reference as reference_lib
 from msd_jax import routing
 from msd_jax import setup
 from msd_jax import watch
@@ -86,7 +88,8 @@ def report(
   key = keys.stream(run.config.seed, 'evaluation')
   show = _points if len(run.dataset.shape) == 1 else _images
   figures, sections = show(run, params, path, key)
-  sections += _watched(path, todo) + _ledger(run, path, todo)
+  sections += (_against_reference(run, path) + _watched(path, todo)
+               + _ledger(run, path, todo))
   summary = report_lib.write_summary(
       path, figures, seed=run.config.seed,
       steps=sum(stage.num_steps for stage in todo),
@@ -112,6 +115,28 @@ def _closing(figures, page):
       f'  {name:<32} {value:.4g}' for name, value in figures.items()
       if '_partition' not in name)
   return f'{shown}\nreport: {page}\nsummary: {page.with_name("summary.json")}'
+
+
+def _against_reference(run, path):
+  """The run's losses over those that the package has for its config."""
+  config = json.loads(run.config.to_json_best_effort())
+  reference = reference_lib.find(config)
+  mine = reference_lib.courses(path)
+  lines = reference and reference_lib.departures(reference, mine)
+  if not lines:
+    return []
+  picture = path / 'figures' / 'reference.png'
+  figures_lib.bands(picture, {
+      f'{stage}: {name.replace("_", " ")}': (band, mine[stage].get(name, {}))
+      for stage in lines
+      for name, band in reference['stages'][stage].items()})
+  return [
+      report_lib.Heading('Against the reference'),
+      *(report_lib.Text(f'{stage}: {line}.') for stage, line in lines.items()),
+      report_lib.Figure(
+          picture, 'Losses by step of the stage, over the least and largest of '
+          f'seeds {", ".join(map(str, reference["seeds"]))}; a curve leaves '
+          f'them beyond {reference_lib.MARGIN:.0%} of their mean')]
 
 
 def _watched(path, todo):

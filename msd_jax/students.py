@@ -3,7 +3,7 @@
 One round is DMD2's cycle in one compiled program: a generator update and
 `ratio` fake-score updates, the first of them on the images of the generator
 update (turns.py). Students share the teacher and nothing else; they are an
-axis [K, ...] of every leaf, mapped by `mesh.map_students`.
+axis [K, ...] of every leaf, updated in place by `mesh.update_students`.
 """
 
 from collections.abc import Callable
@@ -173,8 +173,8 @@ def make_step(
     mesh: whose 'student' axis splits the students.
   """
 
-  def one(inputs, key, shared):
-    student, index, part, batch, own = inputs
+  def one(student, inputs, key, shared):
+    index, part, batch, own = inputs
     student, metrics = update(
         student, part, batch, own, jax.random.fold_in(key, index), shared)
     if 'brightness' in own:
@@ -188,9 +188,10 @@ def make_step(
     parts = (frozen['classes'], frozen['sizes'])
     shared = {name: frozen[name] for name in ('teacher', 'distance')
               if name in frozen}
-    inputs = (state.students, jnp.arange(len(frozen['sizes'])), parts,
-              _by_student(batch), frozen.get('own', {}))
-    students, metrics = mesh_lib.map_students(one, mesh)(inputs, key, shared)
+    inputs = (jnp.arange(len(frozen['sizes'])), parts, _by_student(batch),
+              frozen.get('own', {}))
+    students, metrics = mesh_lib.update_students(one, mesh)(
+        state.students, inputs, key, shared)
     # A mean would hide the one student that goes astray.
     over = {'brightness_drift': jnp.max}
     return state.replace(step=state.step + 1, students=students), {

@@ -91,7 +91,8 @@ def make_round(
   Devices along 'student' share the runs out.
   """
 
-  def one(run, step, text):
+  def one(run, inputs, step, text):
+    del inputs
     run, losses = train(model, settings, tx, run, step, text.train)
     valid = models.loss_on(
         model, run.params, run.arch, text.valid, settings.window_tokens)
@@ -103,8 +104,8 @@ def make_round(
 
   def step(state, batch, frozen):
     del batch
-    runs, (losses, valid) = mesh_lib.map_students(one, mesh)(
-        state.runs, state.step, frozen['data'])
+    runs, (losses, valid) = mesh_lib.update_students(one, mesh)(
+        state.runs, (), state.step, frozen['data'])
     return State(state.step + 1, runs), {
         'train_loss': strategies.finite_mean(losses),
         'valid_loss': strategies.finite_mean(valid),

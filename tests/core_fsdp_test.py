@@ -69,9 +69,9 @@ def test_students_work_through_microbatches_side_by_side():
   params, rows, key = problem()
   mesh = mesh_lib.make_mesh(2)
   students = jax.tree.map(lambda w: jnp.stack([w, 2 * w]), params)
-  grads = lambda num: mesh_lib.map_students(
-      lambda one, rows, key: accumulate.value_and_grad(loss_fn, num)(
-          one, rows, key)[1], mesh)(students, rows, key)
+  grads = lambda num: mesh_lib.update_students(
+      lambda one, inputs, rows, key: (one, accumulate.value_and_grad(
+          loss_fn, num)(one, rows, key)[1]), mesh)(students, (), rows, key)[1]
   chex.assert_trees_all_close(
       jax.jit(grads, static_argnums=0)(4), jax.jit(grads, static_argnums=0)(1),
       rtol=1e-4, atol=1e-6)
