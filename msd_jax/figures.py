@@ -222,7 +222,7 @@ def bands(
       each; step to value of the run).
   """
   num_rows = math.ceil(len(panels) / 2)
-  figure = _figure(1100, 330 * num_rows, 'constrained')
+  figure = curves_lib.blank(1100, 330 * num_rows, 'constrained')
   grid = figure.subplots(num_rows, 2, squeeze=False).ravel()
   for axes in grid[len(panels):]:
     axes.set_axis_off()
@@ -232,12 +232,12 @@ def bands(
         alpha=0.5, linewidth=1, label='seeds of the reference')
     axes.plot(list(mine), list(mine.values()), color=_COLOURS[0],
               linewidth=1.2, label='this run')
-    axes.set_title(title, fontsize=9, color=_INK)
-    axes.tick_params(labelsize=8, labelcolor=_GREY)
-    axes.grid(color=_RULE, linewidth=0.6)
+    axes.set_title(title, fontsize=9, color=curves_lib.TEXT)
+    axes.tick_params(labelsize=8, labelcolor=curves_lib.GREY)
+    axes.grid(color=curves_lib.RULE, linewidth=0.6)
     axes.spines[['top', 'right']].set_visible(False)
   grid[0].legend(frameon=False, fontsize=8)
-  _save(figure, path)
+  curves_lib.save(figure, path)
 
 
 def _statistics(rows):

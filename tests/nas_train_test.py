@@ -144,7 +144,7 @@ def test_no_part_of_a_run_draws_what_another_does():
   later = experiment.setup(tiny(methods=('uniform',), seed=1))
   stage = train.derive_stage(later, 'uniform')
   candidates = stage.init({'strategy': {'updates': jnp.int32(0)}}).tokens
-  names = train.retrain_names(run.config)
+  names = train.retrain_names(run)
   found = {'derive_uniform': {
       'tokens': np.zeros((1, 5), np.int32), 'losses': np.zeros(1)}}
   random = [row for row, (name, _) in zip(
