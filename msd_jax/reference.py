@@ -14,7 +14,6 @@ import pathlib
 import sys
 from typing import Any
 
-from flax import traverse_util
 import numpy as np
 
 from core_jax import folder
@@ -37,8 +36,8 @@ Courses = dict[str, dict[str, dict[int, float]]]
 
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
   """The fields that a reference is valid for, flat; config as in JSON."""
-  return traverse_util.flatten_dict(
-      {name: x for name, x in config.items() if name not in _FREE}, sep='.')
+  return dict(folder.flat(
+      {name: x for name, x in config.items() if name not in _FREE}))
 
 
 def courses(workdir: Any) -> Courses:
@@ -74,9 +73,7 @@ def make(runs: Sequence[str]) -> dict[str, Any]:
     raise ValueError(f'two runs have the same seed: {numbers}')
   valid = fields(configs[0])
   for run, config in zip(runs, configs, strict=True):
-    other = fields(config)
-    if differ := sorted(name for name in valid.keys() | other.keys()
-                        if valid.get(name, ...) != other.get(name, ...)):
+    if differ := folder.differing(valid, fields(config)):
       raise ValueError(f'{run} and {runs[0]} differ in {", ".join(differ)}')
   of_runs = [_with_teacher(run, config)
              for run, config in zip(runs, configs, strict=True)]
