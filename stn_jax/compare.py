@@ -14,6 +14,8 @@ from typing import Any
 from core_jax import seeds
 from stn_jax import results
 
+_TITLES = {'last_test_loss': 'test loss, last weights'}
+
 
 def table(summaries: Sequence[Mapping[str, Any]]) -> str:
   """Markdown: a row for each run, mean and deviation over the seeds."""
@@ -21,9 +23,10 @@ def table(summaries: Sequence[Mapping[str, Any]]) -> str:
   names = [key.removesuffix('_cost') for key in keys if key.endswith('_cost')]
   measures = [key.removeprefix(f'{names[0]}_') for key in keys
               if key.startswith((f'{names[0]}_valid_', f'{names[0]}_test_'))]
+  measures.append('last_test_loss')
   lines = [
       '| | cost, plain runs | seconds | ' + ' | '.join(
-          m.replace('_', ' ') for m in measures) + ' |',
+          _TITLES.get(m, m.replace('_', ' ')) for m in measures) + ' |',
       '|---' * (len(measures) + 3) + '|']
   for name in names:
     cells = [seeds.cell([s.get(f'{name}_{m}') for s in summaries])

@@ -61,7 +61,8 @@ def compared(
   """Name -> cost in plain runs, seconds, and figures, of all compared.
 
   A self-tuning run counts with its last weights. A plain run with those of
-  the best of ten evaluations on the validation set, which it gets for free.
+  the best of ten evaluations on the validation set, which it gets for free;
+  'last_...' are figures of its last weights.
 
   Args:
     run: of the config.
@@ -73,13 +74,11 @@ def compared(
   for name, row in rows.items():
     if '/' in name:
       continue
-    if name in run.config.methods:
-      found[name] = {'cost': costs[name], 'seconds': seconds[name],
-                     **_figures(row, '')}
-    else:
-      found[name] = {'cost': 1.0, 'seconds': row['seconds'],
-                     **_figures(row, 'best_')}
-      found[name] |= {f'last_{k}': v for k, v in _figures(row, '').items()}
+    tuned = name in run.config.methods
+    found[name] = {
+        'cost': costs[name] if tuned else 1.0,
+        'seconds': seconds[name] if tuned else row['seconds'],
+        **_figures(row, '' if tuned else 'best_'), **_last(row)}
   for search in checks.SEARCHES:
     best = best_so_far(rows, search)
     times = [row['seconds'] for name, row in rows.items()
@@ -88,7 +87,7 @@ def compared(
       budget = stages.num_trials(costs, share)
       found[f'{search}_{share:g}x'] = {
           'cost': float(budget), 'seconds': round(sum(times[:budget]), 2),
-          **_figures(best[budget - 1], 'best_')}
+          **_figures(best[budget - 1], 'best_'), **_last(best[budget - 1])}
   return found
 
 
@@ -98,6 +97,10 @@ def _seconds(run, path):
   for row in metrics_lib.read(path):
     found[row['stage']] += row['seconds']
   return {method: round(x, 2) for method, x in found.items()}
+
+
+def _last(row):
+  return {f'last_{name}': value for name, value in _figures(row, '').items()}
 
 
 def _figures(row, prefix):

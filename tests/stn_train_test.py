@@ -184,6 +184,9 @@ def test_seeds_are_compared_in_one_table(digits_run):
   assert (f'| Delta-STN | {summary["delta_stn_cost"]:g} | '
           f'{summary["delta_stn_seconds"]:.4g} ± 0 |') in table
   assert f'{summary["delta_stn_test_loss"]:.4g} ± 0' in table
+  last = summary['random_1x_last_test_loss']
+  assert table.splitlines()[0].endswith('| test loss, last weights |')
+  assert f'| {last:.4g} ± 0 |' in table
 
 
 def test_a_search_has_as_many_trials_as_the_dearest_method_costs(digits_run):
