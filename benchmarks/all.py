@@ -35,7 +35,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
   args = parse()
-  harness.limit_threads(args.threads)
+  harness.prepare(args.threads)
   print(f'{platform.processor() or platform.machine()}, {os.cpu_count()} '
         f'cores, {args.threads} threads, load {os.getloadavg()[0]:.1f}')
   benchmarks = {

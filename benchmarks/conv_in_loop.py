@@ -8,7 +8,7 @@ from benchmarks.profile_msd import milliseconds
 
 
 def main() -> None:
-  harness.limit_threads(2)
+  harness.prepare(2)
   import jax
 
   from msd_jax import conv

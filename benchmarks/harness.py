@@ -15,6 +15,8 @@ import statistics
 import time
 from typing import Any
 
+from core_jax import allocator
+
 MEMORY_RUNS = 2  # The second shows what the first left behind.
 
 
@@ -57,8 +59,9 @@ class Timing:
     return cls(median, high - low)
 
 
-def limit_threads(num_threads: int) -> None:
-  """Gives the process so many cores. Call it before importing JAX.
+def prepare(num_threads: int) -> None:
+  """Gives the process so many cores and all sides the allocator of our
+  programs. Call it before importing JAX.
 
   XLA sizes its pool by the cores that it may use; so do others. Idle OpenMP
   threads sleep: spinning, they would slow the side that runs next.
@@ -68,6 +71,7 @@ def limit_threads(num_threads: int) -> None:
   if hasattr(os, 'sched_setaffinity'):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[:num_threads])
+  allocator.keep_freed_memory()
 
 
 def measure(case: Case, num_repeats: int, memory: bool) -> dict[str, Any]:
@@ -142,6 +146,7 @@ def peak_memory(side: Side) -> dict[str, float]:
 
 
 def _peak_memory(side):
+  allocator.keep_freed_memory()
   side_imports = getattr(side, 'func', side).__globals__.get('warm_imports')
   if side_imports is not None:
     side_imports(side)

@@ -55,7 +55,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--threads', type=int, default=2)
   args = parser.parse_args()
-  harness.limit_threads(args.threads)
+  harness.prepare(args.threads)
   for size in msd.SIZES:
     ms = parts(size)
     plain = parts(size, attention_resolutions=())

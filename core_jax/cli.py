@@ -59,7 +59,7 @@ def run(
 
   def main(argv):
     program.refuse_words(argv)
-    program.quieten()
+    program.prepare()
     _use_compilation_cache()
     with program.one_line(_ERRORS):
       experiment = config.value

@@ -8,6 +8,8 @@ import sys
 from absl import app
 from absl import logging
 
+from core_jax import allocator
+
 ERRORS = (FloatingPointError, OSError, ValueError)
 """What carries a message for people."""
 
@@ -24,9 +26,11 @@ def one_line(errors: tuple[type[Exception], ...] = ERRORS) -> Iterator[None]:
     sys.exit(1)
 
 
-def quieten() -> None:
-  """Warnings only, unless the command line asks for more: libraries tell of
-  every file that they write."""
+def prepare() -> None:
+  """What every program does first: it keeps freed memory, and logs warnings
+  only unless the command line asks for more, as libraries tell of every file
+  that they write."""
+  allocator.keep_freed_memory()
   asked = {arg.lstrip('-').split('=')[0] for arg in sys.argv[1:]}
   if not asked & {'verbosity', 'v'}:
     logging.set_verbosity(logging.WARNING)
@@ -42,7 +46,7 @@ def run(main: Callable[[], None]) -> None:
   """Parses the flags, then calls a small program's main."""
   def checked(argv):
     refuse_words(argv)
-    quieten()
+    prepare()
     with one_line():
       main()
 

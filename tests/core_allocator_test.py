@@ -1,0 +1,44 @@
+"""Memory that is kept between steps."""
+
+import subprocess
+import sys
+
+import pytest
+
+# 64 MB twice: what is kept is written without faults of the kernel.
+_FAULTS = '''
+import ctypes, resource
+from core_jax import allocator
+print(allocator.keep_freed_memory())
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+for _ in range(2):
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  block = libc.malloc(ctypes.c_size_t(64 << 20))
+  ctypes.memset(ctypes.c_void_p(block), 1, 64 << 20)
+  libc.free(block)
+  faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults)
+'''
+
+
+def _run(source):
+  return subprocess.run(
+      [sys.executable, '-c', source], text=True, check=True,
+      stdout=subprocess.PIPE).stdout.split()
+
+
+def test_a_block_that_was_freed_is_used_again_without_page_faults():
+  taken, faults = _run(_FAULTS)
+  if taken == 'False':
+    pytest.skip('the C library is not glibc')
+  assert int(faults) < 100
+
+
+def test_programs_keep_it():
+  source = (
+      'from absl import app; app.run = lambda main: main(["x"])\n'
+      'from core_jax import allocator, program\n'
+      'allocator.keep_freed_memory = lambda: print("kept")\n'
+      'program.run(lambda: print("ran"))\n')
+  assert _run(source) == ['kept', 'ran']
