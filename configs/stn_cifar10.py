@@ -77,6 +77,8 @@ def get_config(variant=''):
   config.baselines = ('fixed', 'replay', 'final')
   # Budgets of the searches, in costs of the dearest method.
   config.search_times = (1, 4)
+  # Of a plain run on the validation set: its best counts.
+  config.evaluations = 10
 
   config.log_every_steps = 50
   config.checkpoint_every_steps = 500

@@ -45,6 +45,8 @@ def get_config(variant=''):
   config.baselines = ('fixed', 'replay', 'final', 'random', 'tpe')
   # Budgets of the searches, in costs of the dearest method.
   config.search_times = (1, 4)
+  # Of a plain run on the validation set: its best counts.
+  config.evaluations = 10
 
   config.log_every_steps = 10
   config.checkpoint_every_steps = 100

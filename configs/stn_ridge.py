@@ -42,6 +42,8 @@ def get_config(variant=''):
   config.baselines = ('fixed', 'random')
   # Budgets of the searches, in costs of the dearest method, 'implicit'.
   config.search_times = (1,)
+  # Of a plain run on the validation set: its best counts.
+  config.evaluations = 10
 
   config.log_every_steps = 200
   config.checkpoint_every_steps = 2000

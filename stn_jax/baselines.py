@@ -24,7 +24,6 @@ from stn_jax import updates
 
 # Decades around its start in which a scale without bounds is searched.
 _DECADES = 2
-_EVALUATIONS = 10  # of a trial, between which the best is chosen.
 
 
 @struct.dataclass
@@ -80,13 +79,13 @@ def make_round(run: experiment.Setup, tx) -> Callable[..., Any]:
   return step
 
 
-def evaluated_rounds(num_rounds: int) -> list[int]:
-  """Rounds after which a run is evaluated, ten evenly spaced, the last too.
+def evaluated_rounds(num_rounds: int, evaluations: int) -> list[int]:
+  """Rounds after which a run is evaluated, evenly spaced, the last too.
 
-  All of them where there are fewer than ten.
+  All of them where there are fewer than `evaluations`.
   """
-  return sorted({math.ceil(num_rounds * k / _EVALUATIONS)
-                 for k in range(1, _EVALUATIONS + 1)})
+  return sorted({math.ceil(num_rounds * k / evaluations)
+                 for k in range(1, evaluations + 1)})
 
 
 class Trainer:
@@ -103,6 +102,7 @@ class Trainer:
     self._round = jax.jit(make_round(run, tx), donate_argnums=0)
     self._evaluate = experiment.make_evaluate(run)
     self._num_rounds = run.config.num_rounds
+    self._evaluations = run.config.evaluations
     self._on_round = on_round
 
   def __call__(self, schedule: schedule_lib.Schedule) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class Trainer:
     """
     started, state = time.monotonic(), self._init()
     weights = lambda: {'params': state.params, 'variables': state.variables}
-    evaluated = evaluated_rounds(self._num_rounds)
+    evaluated = evaluated_rounds(self._num_rounds, self._evaluations)
     curve, best = [], None
     for i in range(self._num_rounds):
       self._on_round()

@@ -22,7 +22,7 @@ MODELS = {
     'linear': ('regression', ())}
 _CUTOUT = ('cutout_holes', 'cutout_length')
 _COUNTS = ('num_rounds', 'updates_per_round', 'batch_size', 'log_every_steps',
-           'checkpoint_every_steps')
+           'checkpoint_every_steps', 'evaluations')
 _COLOURED = ('saturation', 'hue')
 
 

@@ -243,7 +243,7 @@ def _tuned_curves(run, path):
   """
   config, found = run.config, {}
   rows = metrics_lib.read(path)
-  ends = baselines.evaluated_rounds(config.num_rounds)
+  ends = baselines.evaluated_rounds(config.num_rounds, config.evaluations)
   for i, method in enumerate(config.methods):
     mine = [(row['step'] - i * config.num_rounds, row['valid_loss'])
             for row in rows if row['stage'] == method]

@@ -256,9 +256,9 @@ def test_every_method_runs_where_the_optimum_is_known(tmp_path):
 
 
 def test_a_run_is_evaluated_ten_times_evenly_and_at_its_end():
-  assert baselines.evaluated_rounds(2000) == list(range(200, 2001, 200))
+  assert baselines.evaluated_rounds(2000, 10) == list(range(200, 2001, 200))
   for num_rounds in range(1, 200):
-    rounds = baselines.evaluated_rounds(num_rounds)
+    rounds = baselines.evaluated_rounds(num_rounds, 10)
     gaps = np.diff([0, *rounds])
     assert len(rounds) == min(num_rounds, 10)
     assert rounds[-1] == num_rounds and gaps.max() - gaps.min() <= 1
