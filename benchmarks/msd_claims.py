@@ -23,6 +23,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from core_jax import allocator
 from core_jax import folder
 from msd_jax import diffusion
 from msd_jax import make_pairs
@@ -262,6 +263,7 @@ def main() -> None:
                  f'there are {"; ".join(ROWS[args.data])}')
   workdir = pathlib.Path(args.workdir or f'runs/claims-{args.data}')
   seeds = [int(seed) for seed in args.seeds.split(',')]
+  allocator.keep_freed_memory()
   print(run_all(args.data, rows, seeds, workdir.absolute()))
 
 

@@ -61,7 +61,7 @@ def compared(
   """Name -> cost in plain runs, seconds, and figures, of all compared.
 
   A self-tuning run counts with its last weights. A plain run with those of
-  the best of ten evaluations on the validation set, which it gets for free;
+  the best of its evaluations on the validation set, which it gets for free;
   'last_...' are figures of its last weights.
 
   Args:
@@ -129,7 +129,8 @@ def report(
   pictures = _pictures(run, path, rows, schedules, found)
   page = report_lib.write_report(
       path, title=f'Self-tuning networks: {config.dataset}', lead=_lead(run),
-      sections=[report_lib.Heading('Results'), _table(found), *pictures],
+      sections=[report_lib.Heading('Results'),
+                _table(found, config.evaluations), *pictures],
       config=config, command=folder.resume_command(path))
   for name, figures in found.items():
     print(f'{row_title(name):<45} '
@@ -176,7 +177,7 @@ def row_title(name: str) -> str:
   return title(name)
 
 
-def _table(found):
+def _table(found, evaluations):
   measures = [name.removeprefix('test_') for name in next(iter(found.values()))
               if name.startswith('test_')]
   columns = ['', 'cost, plain runs', 'seconds']
@@ -189,7 +190,8 @@ def _table(found):
       for name, figures in found.items()]
   return report_lib.Table(
       columns, rows, 'Self-tuning runs count with their last weights, plain '
-      'runs with the best of ten evaluations on the validation set.')
+      f'runs with the best of {evaluations} evaluations on the validation '
+      'set.')
 
 
 def _unit(config):
