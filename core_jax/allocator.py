@@ -5,17 +5,17 @@ import sys
 
 # Of glibc's malloc.h; its parameters are of type int.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
-_KEPT_BYTES = 2**31 - 1  # Free memory at the heap's end above which it shrinks.
-_MAPPED_BYTES = 2**30  # Blocks from this size on are still given back at once.
+_NEVER = -1
+_MAPPED_BYTES = 2**31 - 1  # From this size on a block is still given back.
 
 
 def keep_freed_memory() -> bool:
-  """Has malloc keep what is freed, at most 2 GiB of it, for the next block.
+  """Has malloc keep what is freed for the next block, up to 2 GiB each.
 
   On CPU XLA allocates a program's temporaries anew in every call. glibc maps
   blocks above 32 MB each time and unmaps them again, and the kernel hands out
   every page of 4 kB with a fault: of an LSTM's decoder and its gradient that
-  was half the time. Values do not change. Call it early in a program: threads
+  took two fifths of the time. Values do not change. Call it early: threads
   that have allocated before keep heaps of their own.
 
   Returns:
@@ -29,4 +29,4 @@ def keep_freed_memory() -> bool:
   # One heap, since those of threads cannot hold more than 64 MB.
   return all(mallopt(*setting) for setting in (
       (_ARENA_MAX, 1), (_MMAP_THRESHOLD, _MAPPED_BYTES),
-      (_TRIM_THRESHOLD, _KEPT_BYTES)))
+      (_TRIM_THRESHOLD, _NEVER)))
