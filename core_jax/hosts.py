@@ -31,8 +31,8 @@ def join(
 ) -> None:
   """Makes this process one of several, before anything uses a device.
 
-  A process that dies takes the others with it, once it has sent no heartbeat
-  for 100 s or another one has waited for it at its end for 300 s.
+  By JAX's heartbeat, one that dies ends the others after 100 s; one that ends
+  by an error waits 300 s for them first.
 
   Args:
     coordinator_address: host:port of process 0; None takes it, as the others,

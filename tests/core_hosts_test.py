@@ -54,7 +54,7 @@ def test_two_processes_stop_together_and_go_on_to_the_params_of_one(tmp_path):
   with two_processes(workdir) as (first, second):
     assert any('first step' in line for line in first.stdout)
     second.send_signal(signal.SIGTERM)  # The other one has to hear of it.
-    errors = [process.communicate(timeout=600)[1]
+    errors = [process.communicate(timeout=900)[1]
               for process in (first, second)]
   assert [first.returncode, second.returncode] == [128 + signal.SIGTERM] * 2, (
       errors)
@@ -64,7 +64,7 @@ def test_two_processes_stop_together_and_go_on_to_the_params_of_one(tmp_path):
   assert not (workdir / 'summary.json').exists()
 
   with two_processes(workdir) as (first, second):
-    said = [process.communicate(timeout=600) for process in (first, second)]
+    said = [process.communicate(timeout=900) for process in (first, second)]
   assert [first.returncode, second.returncode] == [0, 0], said
   assert 'on 2 host(s)' in said[0][0]
   assert not [line for line in said[1][0].splitlines() if 'Gloo' not in line]
