@@ -11,10 +11,11 @@ import pathlib
 from typing import Any
 
 from absl import logging
-import jax
 import ml_collections
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
+
+from core_jax import hosts
 
 Manager = ocp.CheckpointManager
 
@@ -51,7 +52,7 @@ def save(
   try:
     mgr.save(step, force=True, args=ocp.args.Composite(
         state=ocp.args.StandardSave(state),
-        params=ocp.args.StandardSave(jax.device_get(params)),
+        params=ocp.args.StandardSave(hosts.fetch(params)),
         config=ocp.args.JsonSave(config.to_dict())))
   except Exception as e:
     raise _unwritten(mgr, e) from e
@@ -131,7 +132,7 @@ def _set_aside(mgr, step, error):
       [''], (f'-{i}' for i in itertools.count(2))))
   aside = next(
       new for name in names if not (new := path.with_name(name)).exists())
-  path.rename(aside)
+  hosts.on_first(lambda: path.rename(aside))
   mgr.reload()
   logging.warning(
       'Checkpoint %s is damaged (%s). Moved to %s; going on from the one '

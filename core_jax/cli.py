@@ -1,6 +1,7 @@
 """What every method's `main` does, but for the method."""
 
 from collections.abc import Callable
+import contextlib
 import os
 import pathlib
 import re
@@ -16,6 +17,7 @@ from ml_collections import config_flags
 
 from core_jax import checkpoint
 from core_jax import folder
+from core_jax import hosts
 from core_jax import loop
 from core_jax import program
 from core_jax import topology
@@ -24,7 +26,7 @@ Config = ml_collections.ConfigDict
 # The flags below are those of the program, and --help tells of them.
 flags.disclaim_key_flags()
 
-_ERRORS = (checkpoint.CheckpointError, *program.ERRORS)
+_ERRORS = (checkpoint.CheckpointError, hosts.FirstFailed, *program.ERRORS)
 
 
 def run(
@@ -32,6 +34,8 @@ def run(
     default: str,
     train: Callable[[Config, str], Any],
     show_plan: Callable[[Config, topology.Target | None], str],
+    *,
+    several_processes: bool = False,
 ) -> None:
   """Parses the flags, then trains or plans; one clear line for an error.
 
@@ -41,6 +45,7 @@ def run(
     train: (config, workdir) -> anything.
     show_plan: (config, devices to plan for or None for those present) -> a
       text on memory and FLOPs.
+    several_processes: whether `train` can be one of several.
   """
   try:  # It reads the command line at once.
     config = config_flags.DEFINE_config_file(
@@ -56,6 +61,7 @@ def run(
       'Print memory and FLOPs per device, and run nothing: --plan of the '
       'devices that are here, --plan=v5e:4x4 (v4, v5p, v6e) of a TPU slice '
       'that is not, --plan=h100 of one such GPU.', boolean=True)
+  join = _define_join(package, several_processes)
 
   def main(argv):
     program.refuse_words(argv)
@@ -67,16 +73,38 @@ def run(
       if plan.value not in (None, 'false'):  # --noplan is 'false'.
         print(show_plan(experiment, _target(plan.value)))
         return
+      join()
       path = workdir.value or _default_workdir(package)
       platform.work_unit().set_task_status(f'{package}: {path}')
       try:
-        with folder.held(path):
+        with contextlib.ExitStack() as stack:
+          hosts.on_first(lambda: stack.enter_context(folder.held(path)))
           train(experiment, path)
       except loop.Interrupted as e:
         print(e, file=sys.stderr)
         sys.exit(e.exit_code)
 
   app.run(main, flags_parser=_parse)
+
+
+def _define_join(package, several_processes):
+  """Defines the flags of several processes; returns what heeds them."""
+  distributed = flags.DEFINE_bool(
+      'distributed', False, 'This is one of several processes, started by this '
+      'command on each host of a TPU pod or by SLURM; elsewhere the three '
+      'flags below say which. All must see the same --workdir.')
+  address = flags.DEFINE_string(
+      'coordinator_address', None, 'host:port of process 0.')
+  num_processes = flags.DEFINE_integer('num_processes', None, 'Of all hosts.')
+  process_id = flags.DEFINE_integer('process_id', None, 'From 0.')
+
+  def join():
+    if distributed.value:
+      if not several_processes:
+        raise ValueError(f'--distributed: {package} runs as one process')
+      hosts.join(address.value, num_processes.value, process_id.value)
+
+  return join
 
 
 def _target(name):

@@ -112,18 +112,16 @@ def make_batches(
 
   Args:
     source: random access to examples.
-    batch_size: B, over all hosts.
+    batch_size: B, over all devices.
     seed: of the permutations, not negative.
 
   Returns:
-    batch(step) -> examples stacked to [B / hosts, ...], this host's rows.
+    batch(step) -> examples stacked to [B, ...].
 
   Raises:
-    ValueError: `batch_size` does not fit the source or the hosts.
+    ValueError: `batch_size` does not fit the source.
   """
-  num_hosts = jax.process_count()
-  _check_batch_size(batch_size, len(source), num_hosts)
-  host_size = batch_size // num_hosts
+  _check_batch_size(batch_size, len(source))
   steps_per_epoch = len(source) // batch_size
 
   # Two epochs: a consumer that looks back over a boundary pays once.
@@ -133,27 +131,23 @@ def make_batches(
 
   def batch(step: int) -> Batch:
     epoch, index = divmod(int(step), steps_per_epoch)
-    start = index * batch_size + jax.process_index() * host_size
-    return take(source, order(epoch)[start:start + host_size])
+    start = index * batch_size
+    return take(source, order(epoch)[start:start + batch_size])
 
   return batch
 
 
-def _check_batch_size(batch_size, num_examples, num_hosts):
-  """Raises ValueError unless every host gets at least one row per batch."""
-  if batch_size < 1 or batch_size % num_hosts:
-    nearest = max(1, round(batch_size / num_hosts)) * num_hosts
+def _check_batch_size(batch_size, num_examples):
+  """Raises ValueError unless there is a whole batch."""
+  if batch_size < 1:
     raise ValueError(
-        f'batch_size={batch_size} is not a positive multiple of the '
-        f'{num_hosts} host(s); the nearest is {nearest}')
+        f'batch_size={batch_size} is not positive; the nearest is 1')
   if batch_size > num_examples:
-    largest = num_examples // num_hosts * num_hosts
     raise ValueError(
         f'batch_size={batch_size} is more than the {num_examples} examples of '
-        f'the source; the largest batch_size that works is {largest}'
-        if largest else
-        f'batch_size={batch_size}, but the source has {num_examples} examples '
-        f'for {num_hosts} host(s): no batch_size works')
+        f'the source; the largest batch_size that works is {num_examples}'
+        if num_examples else
+        f'batch_size={batch_size}, but the source has no examples')
 
 
 def prefetch(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import itertools
+import signal
 import time
 from typing import Any
 
@@ -19,6 +20,7 @@ from core_jax import data
 from core_jax import flops
 from core_jax import folder
 from core_jax import fsdp
+from core_jax import hosts
 from core_jax import mesh as mesh_lib
 from core_jax import metrics as metrics_lib
 
@@ -43,7 +45,7 @@ class Stage:
     init: frozen -> state, a dataclass of arrays with a `step`; compiled.
     step: (state, batch, frozen) -> (state, metrics); pure, compiled once.
     params: state -> what the run hands on; saved as numpy.
-    batch: step -> this host's rows, numpy; a function of the step alone.
+    batch: step -> all rows, numpy; a function of the step alone.
     frozen: results of the stages before -> weights that `init` and `step`
       only read, a dict.
     state_spec: PartitionSpecs, a prefix of the state's tree.
@@ -93,6 +95,8 @@ def fit(
     config: ml_collections.ConfigDict,
     workdir: str,
     given: Mapping[str, Any] | None = None,
+    *,
+    several_processes: bool = False,
 ) -> dict[str, Any]:
   """Runs the stages one after the other, resuming what `workdir` holds.
 
@@ -104,21 +108,24 @@ def fit(
     config: log_every_steps, checkpoint_every_steps, keep.
     workdir: the run's folder.
     given: results of stages that another run has been through.
+    several_processes: whether the caller, too, can be one of several; they
+      share the file system of `workdir`.
 
   Returns:
     Name of the stage -> its params, numpy; and what was given.
 
   Raises:
     ValueError: a stage of no rounds, whose checkpoint would be that of the
-      stage before it; or this is one of several processes.
+      stage before it; or this is one of several processes that the caller
+      does not expect.
     Interrupted: SIGTERM or Ctrl-C; all is saved.
     FloatingPointError: a metric is not finite; the last checkpoint is good.
     checkpoint.CheckpointError: a full disk, or no checkpoint can be read.
   """
-  if jax.process_count() > 1:
-    raise ValueError(
-        f'this is one of {jax.process_count()} processes, and a run is of one: '
-        'start it on a single host')
+  if several_processes:
+    hosts.check_joined()
+  else:
+    hosts.check_alone('this run')
   for stage in stages:
     if stage.num_steps < 1:
       raise ValueError(
@@ -134,8 +141,8 @@ def fit(
       if results[stage.name] is None:
         results[stage.name] = _train(
             run, stage, end - stage.num_steps, stage.frozen(results))
-        if stop.received is not None:
-          _interrupt(run, stage, stage.num_steps)
+        if number := int(hosts.largest(_received(run))):
+          _interrupt(run, stage, stage.num_steps, number)
   return results
 
 
@@ -189,6 +196,7 @@ def _train(run, stage, offset, frozen):
   frozen = _put(stage, read_by_step(stage, frozen))
   compiled = compiled_step(stage, target, frozen)
   first, recent, gflop = int(state.step), [], None
+  poll = hosts.make_poll(_IN_FLIGHT)
   started = logged = observed = time.monotonic()
   with metrics_lib.MetricsWriter(run.workdir, offset + first) as writer, \
       contextlib.closing(
@@ -203,7 +211,7 @@ def _train(run, stage, offset, frozen):
       if len(recent) > _IN_FLIGHT:
         jax.block_until_ready(recent[-1 - _IN_FLIGHT])
       done = i + 1
-      last, stopped = done == stage.num_steps, run.stop.received is not None
+      last, stopped = done == stage.num_steps, poll(_received(run))
       due = last or stopped or done % config.checkpoint_every_steps == 0
       log = last or done % config.log_every_steps == 0
       if due or log or done == first + 1:
@@ -230,13 +238,19 @@ def _train(run, stage, offset, frozen):
             run.mgr, offset + done, state=state, params=stage.params(state),
             config=config)
         if stage.observe and (
-            last or time.monotonic() - observed > _OBSERVE_SECONDS):
+            last or hosts.largest(
+                time.monotonic() - observed > _OBSERVE_SECONDS)):
           stage.observe(state, frozen, run.workdir)
           observed = time.monotonic()
       if stopped and not last:
-        _interrupt(run, stage, done)
+        _interrupt(run, stage, done, stopped)
   checkpoint.finish(run.mgr)
-  return jax.device_get(stage.params(state))
+  return hosts.fetch(stage.params(state))
+
+
+def _received(run):
+  """The number of the signal that this process received, or 0."""
+  return int(run.stop.received or 0)
 
 
 def _means(recent):
@@ -259,14 +273,14 @@ def _check_finite(run, stage, done, scalars):
 
 
 def _print(line):
-  if jax.process_index() == 0:
+  if hosts.is_first():
     print(line, flush=True)
 
 
-def _interrupt(run, stage, done):
+def _interrupt(run, stage, done, number):
   checkpoint.finish(run.mgr)
-  number = run.stop.received
+  name = signal.Signals(number).name
   raise Interrupted(
-      f'{number.name} at step {done} of {stage.num_steps} of {stage.name!r}: '
+      f'{name} at step {done} of {stage.num_steps} of {stage.name!r}: '
       f'saved. To go on:\n  {folder.resume_command(run.workdir)}',
-      exit_code=128 + number.value)
+      exit_code=128 + number)

@@ -78,11 +78,9 @@ def laid_out(tree: Any, mesh: Mesh, specs: Any) -> Any:
 
 
 def put(tree: Any, mesh: Mesh, spec: P) -> Any:
-  """This host's rows -> global arrays on the mesh, laid out by `spec`."""
+  """Arrays that each host holds whole -> global ones, laid out by `spec`."""
   sharding = NamedSharding(mesh, spec)
-  return jax.tree.map(
-      lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)),
-      tree)
+  return put_whole(tree, jax.tree.map(lambda _: sharding, tree))
 
 
 def put_whole(tree: Any, layout: Any) -> Any:

@@ -15,6 +15,7 @@ import jax
 from tqdm import tqdm
 
 from core_jax import folder
+from core_jax import hosts
 
 try:
   import tensorboardX
@@ -35,7 +36,7 @@ class MetricsWriter:
 
   def __init__(self, workdir: str | os.PathLike, resume_step: int = 0):
     self._file = self._events = None
-    if jax.process_index() != 0:
+    if not hosts.is_first():
       return
     path = _path(workdir)
     path.parent.mkdir(parents=True, exist_ok=True)

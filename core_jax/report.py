@@ -22,6 +22,7 @@ import ml_collections
 import numpy as np
 
 from core_jax import folder
+from core_jax import hosts
 from core_jax import metrics as metrics_lib
 from core_jax.curves import plot_curves
 
@@ -94,7 +95,7 @@ def write_summary(workdir: str | os.PathLike, figures: Mapping[str, Any], *,
   if clash := set(flat) & set(run):
     raise ValueError(f'figures named {sorted(clash)}: reserved names')
   summary = {name: _plain(name, x) for name, x in flat.items()} | run
-  if jax.process_index() == 0:
+  if hosts.is_first():
     path = pathlib.Path(workdir) / 'summary.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     folder.write_text(

@@ -38,7 +38,7 @@ def of_students(
 
   Args:
     sources: of each student; its order is its own.
-    batch_size: B, over all hosts.
+    batch_size: B, over all devices.
     seed: of the orders.
     field: of the config that has the batch size, for messages.
     rounds: updates within a step, each with a batch of its own; None is one,

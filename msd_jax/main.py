@@ -4,4 +4,5 @@ from core_jax import cli
 from msd_jax import train
 
 if __name__ == '__main__':
-  cli.run('msd_jax', 'digits', train.train_and_evaluate, train.show_plan)
+  cli.run('msd_jax', 'digits', train.train_and_evaluate, train.show_plan,
+          several_processes=True)

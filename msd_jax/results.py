@@ -94,12 +94,11 @@ def report(
       path, figures, seed=run.config.seed,
       steps=sum(stage.num_steps for stage in todo),
       wall_seconds=time.monotonic() - started)
-  if jax.process_index() == 0:
-    page = report_lib.write_report(
-        path, title=f'Multi-student distillation: {run.config.dataset}',
-        lead=_lead(run), sections=sections, config=run.config,
-        command=folder.resume_command(path))
-    print(_closing(figures, page), flush=True)
+  page = report_lib.write_report(
+      path, title=f'Multi-student distillation: {run.config.dataset}',
+      lead=_lead(run), sections=sections, config=run.config,
+      command=folder.resume_command(path))
+  print(_closing(figures, page), flush=True)
   return summary
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from core_jax import cli
 from core_jax import folder
+from core_jax import hosts
 from core_jax import seeds as seeds_lib
 from msd_jax import figures
 from msd_jax import setup
@@ -132,6 +133,7 @@ def main():
       'join', [], 'Folders of sweeps whose rows join the table and figure.')
 
   def sweep(config, workdir):
+    hosts.check_alone('a sweep')
     rows = [
         row for other in join.value for row in json.loads(
             (pathlib.Path(other) / 'sweep.json').read_text())]

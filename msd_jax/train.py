@@ -8,6 +8,7 @@ import jax
 
 from core_jax import cli
 from core_jax import folder
+from core_jax import hosts
 from core_jax import loop
 from core_jax import plan
 from core_jax import topology
@@ -20,7 +21,9 @@ from msd_jax import setup
 from msd_jax import stages
 
 
-def train_and_evaluate(config: setup.Config, workdir: str) -> dict[str, Any]:
+def train_and_evaluate(
+    config: setup.Config, workdir: str
+) -> dict[str, Any] | None:
   """Trains what is not yet trained, measures all, writes the report.
 
   Args:
@@ -28,18 +31,21 @@ def train_and_evaluate(config: setup.Config, workdir: str) -> dict[str, Any]:
     workdir: the run's folder.
 
   Returns:
-    What `summary.json` holds.
+    What `summary.json` holds; None on other processes than the first.
   """
   started = time.monotonic()
   run = setup.make(config)
   found = given.results(config, run.teacher)
   todo = stages.make_stages(run, found)
-  path = folder.claim(workdir, config)  # Once all of the config is checked.
-  if jax.process_index() == 0:
+  path = folder.local(workdir)
+  # Once all of the config is checked.
+  hosts.on_first(lambda: folder.claim(workdir, config))
+  if hosts.is_first():
     print(announcement(run, todo, path), flush=True)
-  params = loop.fit(todo, config, str(path), found)
-  return results_lib.report(
-      run, params, path, todo=todo, started=started)
+  params = loop.fit(
+      todo, config, str(path), found, several_processes=True)
+  return hosts.on_first(lambda: results_lib.report(
+      run, params, path, todo=todo, started=started))
 
 
 def announcement(run: setup.Setup, todo: list[loop.Stage], path: Any) -> str:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from core_jax import hosts
 from core_jax import metrics as metrics_lib
 from msd_jax import diffusion
 from msd_jax import figures
@@ -97,9 +98,8 @@ def draw_panels(
     state: Any, frozen: Any, workdir: str,
 ) -> None:
   """Draws the panels of the state; see `loop.Stage.observe`."""
-  found = panels(state, frozen)
-  if jax.process_index() == 0:
-    images = jax.device_get(found)
+  images = hosts.fetch(panels(state, frozen))
+  if hosts.is_first():
     labels = np.arange(len(images['G(z)'])) // _PER_STUDENT
     figures.image_grid(
         str(panel_path(workdir, stage)), images, labels=labels,

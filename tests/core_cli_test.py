@@ -47,6 +47,12 @@ def test_a_config_that_is_not_there_is_named(main, args, capsys):
   assert 'error: --config=a.py: no such file' in capsys.readouterr().err
 
 
+def test_a_package_that_is_one_process_says_so(main, capsys):
+  assert not main(f'--config={TOY}', '--distributed')
+  assert 'error: --distributed: toy runs as one process' in (
+      capsys.readouterr().err)
+
+
 def test_a_second_process_is_kept_out_of_a_run_s_folder(main, capsys):
   """The first one lives until its standard input is closed."""
   holder = subprocess.Popen(
