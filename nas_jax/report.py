@@ -7,7 +7,6 @@ import pathlib
 import time
 from typing import Any
 
-import jax
 import numpy as np
 
 from core_jax import folder
@@ -67,8 +66,6 @@ def write(
       path, {**rows, 'policy': {
           method: results.numbers(x) for method, x in policies.items()}},
       seed=config.seed, steps=steps, wall_seconds=time.monotonic() - started)
-  if jax.process_index() != 0:
-    return summary
   _write_cells(run, path, cells, found, names)
   sections = [
       report_lib.Heading('What was found'), _table(run, rows),

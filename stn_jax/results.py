@@ -9,8 +9,6 @@ import sys
 import time
 from typing import Any
 
-import jax
-
 from core_jax import folder
 from core_jax import metrics as metrics_lib
 from core_jax import report as report_lib
@@ -124,8 +122,6 @@ def report(
              for name, figures in found.items()},
       seed=config.seed, steps=config.num_rounds * len(config.methods),
       wall_seconds=time.monotonic() - started)
-  if jax.process_index() != 0:
-    return summary
   pictures = _pictures(run, path, rows, schedules, found)
   page = report_lib.write_report(
       path, title=f'Self-tuning networks: {config.dataset}', lead=_lead(run),
