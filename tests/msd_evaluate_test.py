@@ -266,8 +266,8 @@ def test_worse_images_are_further(digits, classify):
       values['teacher_frechet'] < values['students_frechet']
       < values['single_frechet'])
   assert values['floor_frechet'] < values['students_frechet']
-  assert values['teacher_frechet_spread'] == 0  # No noise: equal sets.
-  assert values['students_frechet_spread'] > 0
+  assert values['teacher_frechet_spread'] < 1e-6  # No noise: equal sets.
+  assert values['students_frechet_spread'] > 1e-6
   for k in range(2):
     prefix = f'students_partition{k}'
     assert (
