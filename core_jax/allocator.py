@@ -14,9 +14,9 @@ def keep_freed_memory() -> bool:
 
   On CPU XLA allocates a program's temporaries anew in every call. glibc maps
   blocks above 32 MB each time and unmaps them again, and the kernel hands out
-  every page of 4 kB with a fault: of an LSTM's decoder and its gradient that
-  took two fifths of the time. Values do not change. Call it early: threads
-  that have allocated before keep heaps of their own.
+  every page of 4 kB with a fault: a third of the time of an LSTM's decoder and
+  its gradient (`benchmarks.kept_memory`). Values do not change. Call it early:
+  threads that have allocated before keep heaps of their own.
 
   Returns:
     Whether the C library has taken it: glibc alone knows how.
