@@ -242,7 +242,8 @@ def test_a_reference_is_read_back(tmp_path):
   path = str(tmp_path / 'ours.npz')
   extract = fid.make_extractor(apply, KERNEL, mesh(1), per_device=8)
   images = np.random.default_rng(1).integers(0, 256, (40, 8, 8, 3), np.uint8)
-  fid.write_reference(path, [images[:25], images[25:]], extract)
+  # Whole batches: on some CPUs a row's features hang on its place, to 1e-6.
+  fid.write_reference(path, [images[:24], images[24:]], extract)
   mean, covariance = fid.read_reference(path, 8)
   expected = fid.statistics(extract(images))
   np.testing.assert_array_equal(mean, expected[0])
