@@ -45,7 +45,7 @@ def get_config(variant=''):
   config.hyper = ml_collections.ConfigDict(dict(optimizer='adam', lr=1e-2))
 
   config.baselines = ('fixed', 'replay', 'final', 'random', 'tpe')
-  # Budgets of the searches, in costs of the dearest method.
+  # Budgets of the searches, in costs of the most expensive method.
   config.search_times = (1, 4)
   # Of a plain run on the validation set: its best counts.
   config.evaluations = 2

@@ -37,7 +37,7 @@ def get_config(variant=''):
   config.hyper = ml_collections.ConfigDict(dict(optimizer='adam', lr=3e-3))
 
   config.baselines = ('fixed', 'random')
-  # Budgets of the searches, in costs of the dearest method.
+  # Budgets of the searches, in costs of the most expensive method.
   config.search_times = (1, 4)
   # Of a plain run on the validation set: its best counts.
   config.evaluations = 10

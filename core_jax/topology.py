@@ -70,7 +70,7 @@ def _tpu_devices(name):
   if importlib.util.find_spec('libtpu') is None:
     raise TopologyError(
         f'--plan={name} needs the TPU compiler: install the extra [tpu] of '
-        'this package (pip install "distil-jax[tpu]")')
+        "this package (pip install -e '.[tpu]')")
   for variable, value in _NO_TPU_HERE.items():
     os.environ.setdefault(variable, value)
   kind, shape = name.split(':')

@@ -131,7 +131,7 @@ def check(config: Config) -> None:
   if config.analysis.authors_measures and not importlib.util.find_spec(
       'networkx'):
     raise ValueError("analysis.authors_measures needs networkx: pip install "
-                     "'distil-jax[nas]'")
+                     "-e '.[nas]'")
   if not 0 < config.analysis.tsne_perplexity < config.analysis.num_cells:
     raise ValueError(
         f'analysis.tsne_perplexity={config.analysis.tsne_perplexity} must be '

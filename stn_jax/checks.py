@@ -20,7 +20,7 @@ MODELS = {
     'resnet18': ('images', ('width',)),
     'lstm': ('language', ('width', 'num_layers')),
     'linear': ('regression', ())}
-_CUTOUT = ('cutout_holes', 'cutout_length')
+CUTOUT = ('cutout_holes', 'cutout_length')
 _COUNTS = ('num_rounds', 'updates_per_round', 'batch_size', 'log_every_steps',
            'checkpoint_every_steps', 'evaluations')
 _COLOURED = ('saturation', 'hue')
@@ -88,17 +88,17 @@ def _check_searches(config):
   if 'tpe' in config.baselines and not importlib.util.find_spec('optuna'):
     raise ValueError(
         "baselines has 'tpe', which needs Optuna: pip install "
-        "'distil-jax[stn]'")
+        "-e '.[stn]'")
 
 
 def check_augmentation(
     space: space_lib.Space, num_channels: int
 ) -> None:
   """Raises SpaceError for what cannot change images of so many channels."""
-  there = [name for name in _CUTOUT if name in space]
+  there = [name for name in CUTOUT if name in space]
   if len(there) == 1:
     raise space_lib.SpaceError(
-        f'{there[0]} is alone: a square needs both of {" and ".join(_CUTOUT)}')
+        f'{there[0]} is alone: a square needs both of {" and ".join(CUTOUT)}')
   for name in there:
     if not space[name].whole:
       raise space_lib.SpaceError(

@@ -31,8 +31,8 @@ _AFFINE = ('degrees', 'translate', 'scale', 'shear')
 _COLOUR = {
     'brightness': regularize.brightness, 'contrast': regularize.contrast,
     'saturation': regularize.saturation, 'hue': regularize.hue}
-_CUTOUT = ('cutout_holes', 'cutout_length')
-_IMAGE_NAMES = {*_AFFINE, *_COLOUR, *_CUTOUT, 'input_dropout', 'input_scale'}
+_IMAGE_NAMES = {
+    *_AFFINE, *_COLOUR, *checks.CUTOUT, 'input_dropout', 'input_scale'}
 _LANGUAGE_NAMES = (
     'embedding_dropout', 'weight_dropout', 'alpha', 'beta')
 
@@ -145,7 +145,8 @@ def _images(config, num_classes, space):
     x = normalised(images)
     if max_holes:
       x = regularize.cutout(
-          keys['cutout'], x, *(hypers[name] for name in _CUTOUT), max_holes)
+          keys['cutout'], x, *(hypers[name] for name in checks.CUTOUT),
+          max_holes)
     if 'input_dropout' in space:
       x = regularize.dropout(
           keys['input_dropout'], x, hypers['input_dropout'])

@@ -172,34 +172,66 @@ def check_all_read(problem: Problem, example: Batch) -> None:
     if name and name not in problem.space:
       raise space_lib.SpaceError(
           f'{place}: {name!r} is not in the space {list(problem.space)}')
-  readers, dropouts = [], set()
+  dropouts = set()
 
   def record(next_fun, args, kwargs, context):
     if isinstance(context.module, nn.Dropout):
       dropouts.add('/'.join(context.module.path))
     return next_fun(*args, **kwargs)
 
-  def traced(key):
-    variables = dict(make_init_variables(problem, example)(key))
-    params = variables.pop('params')
-    batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)
-    hypers = _Reader(constant(
-        problem, jnp.asarray(space_lib.start(problem.space)),
-        num_examples(batch)))
-    readers.append(hypers)
-    with nn.intercept_methods(record):
-      outputs, _ = run_model(
-          problem, params, {}, variables, batch, hypers, None, key)
-    return training_loss(problem, outputs, params, {}, batch, hypers, None)
-
-  jax.eval_shape(traced, jax.random.key(0))
+  with nn.intercept_methods(record):
+    read = _read(problem, example, training=True)
   absent = sorted(set(problem.dropout) - dropouts)
   if absent:
     raise space_lib.SpaceError(
         f'dropout names {absent}, but the nn.Dropout of the model are '
         f'{sorted(dropouts)}')
-  unread = sorted(set(problem.space) - readers[0].read)
+  unread = sorted(set(problem.space) - read)
   if unread:
     raise space_lib.SpaceError(
         f'nothing reads {", ".join(unread)}: use it in forward or loss, name '
         'it in dropout or weight_decay, or take it out of the space')
+
+
+def check_smooth(problem: Problem, example: Batch) -> None:
+  """Raises SpaceError where a loss of the outputs of an evaluation, and weight
+  decay, do not depend on each tuned hyperparameter smoothly."""
+  try:
+    read = _read(problem, example, training=False)
+  except KeyError as e:
+    raise space_lib.SpaceError(
+        f"method 'implicit' takes the loss of an evaluation, whose outputs "
+        f'have no {e}') from e
+  at_rest = [name for name, h in problem.space.items()
+             if h.tuned and (h.whole or name not in read)]
+  if at_rest:
+    raise space_lib.SpaceError(
+        "method 'implicit' needs a loss that is smooth in every "
+        f'hyperparameter: {", ".join(at_rest)} enters by masks, augmentation '
+        'or integers alone. Set tuned=False, or take delta_stn')
+
+
+def _read(problem, example, training):
+  """The hyperparameters that the training loss reads, by tracing alone; of a
+  forward pass in training or in evaluation."""
+  readers = []
+
+  def traced(key):
+    variables = dict(make_init_variables(problem, example)(key))
+    params = variables.pop('params')
+    if not training and CARRY in variables:
+      raise space_lib.SpaceError(
+          "method 'implicit' takes examples one by one, but the model carries "
+          'a state from batch to batch: take delta_stn')
+    batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), example)
+    hypers = _Reader(constant(
+        problem, jnp.asarray(space_lib.start(problem.space)),
+        num_examples(batch)))
+    readers.append(hypers)
+    outputs, _ = run_model(
+        problem, params, {}, variables, batch, hypers if training else None,
+        None, key)
+    return training_loss(problem, outputs, params, {}, batch, hypers, None)
+
+  jax.eval_shape(traced, jax.random.key(0))
+  return readers[0].read

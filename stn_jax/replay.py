@@ -10,6 +10,7 @@ command goes on.
 """
 
 import dataclasses
+import hashlib
 import time
 from typing import Any
 
@@ -67,9 +68,9 @@ def replay(
   """Trains, measures and writes; returns what `summary.json` holds."""
   started = time.monotonic()
   run, schedule = _read(schedule_path, config)
-  # The schedule is part of what a folder's run is.
+  # The schedule is part of what a folder's run is, wherever its file lies.
   path = folder.claim(workdir, experiment.Config(
-      {**config.to_dict(), 'schedule': schedule_path}))
+      {**config.to_dict(), 'schedule': _fingerprint(schedule)}))
   found = loop.fit([stage(run, schedule)], config, str(path))['replay']
   evaluate, figures = experiment.make_evaluate(run), {}
   for part in ('valid', 'test'):
@@ -82,6 +83,14 @@ def replay(
                   if x is not None))
   print(f'Weights and figures: {path}', flush=True)
   return summary
+
+
+def _fingerprint(schedule):
+  """A short name of the values of all rounds."""
+  found = hashlib.sha256()
+  for name in sorted(schedule):
+    found.update(name.encode() + b'\0' + schedule[name].tobytes())
+  return found.hexdigest()[:16]
 
 
 def _read(schedule_path, config):

@@ -170,8 +170,8 @@ def interceptor(
   Args:
     response: path of a layer -> its own; see `layers.init`.
     perturbation: None leaves every layer as it is.
-    dropout: (module, x) -> x, takes the place of `nn.Dropout` where that
-      would drop; None leaves it alone.
+    dropout: (next_fun, module, args, kwargs) -> x, called in place of every
+      `nn.Dropout`, whose own call `next_fun` is; None leaves them alone.
     handlers: kind of layer -> how it answers.
   """
 

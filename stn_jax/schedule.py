@@ -9,6 +9,7 @@ it without this package:
 """
 
 from collections.abc import Mapping
+import math
 import os
 import pathlib
 
@@ -79,7 +80,7 @@ def read(
   index = np.searchsorted(steps, starts, 'right') - 1
   schedule = {name: rows[name][index].astype(np.float32) for name in space}
   for name, values in schedule.items():
-    check_range(space, name, values, path)
+    _check_range(space, name, values, path)
   return schedule
 
 
@@ -98,13 +99,20 @@ def _read_rows(path):
   return rows
 
 
-def check_range(space, name, values, where) -> None:
-  """Raises ScheduleError for a value outside of its hyperparameter's range."""
+def _check_range(space, name, values, where):
+  """Raises ScheduleError for a value that its hyperparameter cannot have."""
   h = space[name]
-  bad = ~((h.low <= values) & (values <= h.high))
+  # A range is open; a value above 0 may have rounded to it.
+  low = np.less if math.isfinite(h.high) and not h.whole else np.less_equal
+  bad = ~(low(h.low, values) & ((values < h.high) | math.isinf(h.high)))
   if bad.any():
     raise ScheduleError(
-        f'{where}: {name}={values[bad][0]:g} is not in ({h.low}, {h.high})')
+        f'{where}: {name}={values[bad][0]:g} is not in '
+        + (f'range({h.low:g}, {h.high:g})' if h.whole
+           else f'({h.low}, {h.high})'))
+  if h.whole and (part := values != np.round(values)).any():
+    raise ScheduleError(
+        f'{where}: {name}={values[part][0]:g} is not a whole number')
 
 
 def _num_rounds(schedule):

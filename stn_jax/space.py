@@ -25,6 +25,9 @@ import numpy as np
 SIGMA_RANGE = (1e-2, 2.0)
 # Within it a sigmoid is between 0.0025 and 0.9975, and still has a slope.
 LAM_LIMIT = 6.0
+# Of lam and its perturbation: a rate of 1 would scale by 1 / 0. 1.2e-4 of the
+# range is kept from both ends.
+_PERTURBED_LIMIT = 9.0
 _NOT_TUNABLE = (
     'learning_rate', 'lr', 'momentum', 'batch_size', 'num_steps', 'warmup')
 
@@ -63,7 +66,10 @@ Space = Mapping[str, Hyperparameter]
 
 def bounded(start: float, low: float, high: float, *, sigma: float = 0.5,
             shared: bool = False, tuned: bool = True) -> Hyperparameter:
-  """A real number in (low, high): low + (high - low) sigmoid(lam)."""
+  """A real number in (low, high): low + (high - low) sigmoid(lam).
+
+  Perturbed, it stays 1.2e-4 of the range from both ends.
+  """
   return Hyperparameter(
       start, low, high, sigma=sigma, shared=shared, tuned=tuned)
 
@@ -213,7 +219,8 @@ def _forward(h, lam):
     case 'positive':
       return jax.nn.softplus(lam)
     case 'bounded':
-      value = h.low + (h.high - h.low) * jax.nn.sigmoid(lam)
+      value = h.low + (h.high - h.low) * jax.nn.sigmoid(
+          jnp.clip(lam, -_PERTURBED_LIMIT, _PERTURBED_LIMIT))
       if not h.whole:
         return value
       # The slack makes up for rounding: an integer is a cell's lower end.

@@ -28,7 +28,8 @@ class Settings:
     unroll: writes the training updates of a round out one after the other.
       XLA on CPU is slow at a convolution's gradient in a loop; a long round
       of matrix products compiles faster as a loop.
-    diagnose: measures how well the response predicts; costs a forward pass.
+    diagnose: measures how well the response predicts; costs a tangent and a
+      forward pass in each round.
   """
   method: str = 'delta_stn'
   warmup_rounds: int = 0

@@ -36,6 +36,10 @@ def make_init(
     SpaceError, LayerError, ValueError: at once, before anything is computed.
   """
   space_lib.check(problem.space)
+  if not any(h.tuned for h in problem.space.values()):
+    raise space_lib.SpaceError(
+        'tuned=False on every hyperparameter leaves nothing to tune: take it '
+        'off one of them, or train without a tuner')
   if settings.warmup_rounds >= num_rounds:
     raise ValueError(
         f'warmup_rounds={settings.warmup_rounds} leaves no round of '
@@ -50,6 +54,8 @@ def make_init(
         f'take one out of without_response={problem.without_response}, or use '
         'layers that have a handler')
   problem_lib.check_all_read(problem, example)
+  if settings.method == 'implicit':
+    problem_lib.check_smooth(problem, example)
   n = len(problem.space)
 
   def init(frozen):

@@ -126,8 +126,8 @@ def hypergradient(
     loss, carry = losses_lib.validation_loss(
         problem, settings.method, state.params, state.response, variables,
         batch, hyper['lam'], eps, model_key)
-    surprise = space_lib.entropy(problem.space, hyper['rho'])
-    return loss - settings.entropy_weight * surprise, (loss, carry)
+    entropy = space_lib.entropy(problem.space, hyper['rho'])
+    return loss - settings.entropy_weight * entropy, (loss, carry)
 
   (_, aux), grads = jax.value_and_grad(objective, has_aux=True)(
       {'lam': state.lam, 'rho': state.rho})

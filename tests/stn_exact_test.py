@@ -450,5 +450,4 @@ def test_a_run_finds_the_optimum(fast_programs, kind, method):
   history = np.asarray(jax.jit(jax.vmap(run))(states))
   assert np.abs(history[:, 0] - optimum).min() > 0.9
   found = history[:, num_rounds // 2:].mean(axis=1)
-  print(kind, method, found - optimum)
   np.testing.assert_allclose(found, optimum, atol=0.05)

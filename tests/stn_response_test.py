@@ -11,6 +11,7 @@ import pytest
 from stn_jax import layers as layers_lib
 from stn_jax import models
 from stn_jax import response as response_lib
+from tests import user_models
 
 B, N = 3, 2  # Examples, and hyperparameters.
 
@@ -256,28 +257,6 @@ def test_the_language_models_centred_tangent_is_the_plain_one(language):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6)
 
 
-class CNN(nn.Module):
-  """As in flax's examples: not a word of self-tuning."""
-
-  @nn.compact
-  def __call__(self, x):
-    x = nn.avg_pool(nn.relu(nn.Conv(4, (3, 3))(x)), (2, 2), (2, 2))
-    x = nn.avg_pool(nn.relu(nn.Conv(8, (3, 3))(x)), (2, 2), (2, 2))
-    x = nn.relu(nn.Dense(16)(x.reshape(x.shape[0], -1)))
-    return nn.Dense(10)(x)
-
-
-class Residual(nn.Module):
-  """Norms with running statistics, and a branch that is added."""
-
-  @nn.compact
-  def __call__(self, x):
-    norm = functools.partial(nn.BatchNorm, use_running_average=False)
-    x = nn.relu(norm()(nn.Conv(4, (3, 3), use_bias=False)(x)))
-    y = nn.relu(norm()(nn.Conv(4, (3, 3), use_bias=False)(x)))
-    return nn.Dense(10)(jnp.mean(x + norm()(nn.Conv(4, (1, 1))(y)), (1, 2)))
-
-
 class Sequence(nn.Module):
 
   @nn.compact
@@ -293,7 +272,8 @@ class Attention(nn.Module):
 
 
 @pytest.mark.parametrize(('model', 'shape', 'num_layers'), [
-    (CNN(), (B, 8, 8, 1), 4), (Residual(), (B, 8, 8, 3), 4),
+    (user_models.CNN(), (B, 8, 8, 1), 4),
+    (user_models.Residual(), (B, 8, 8, 3), 4),
     (Sequence(), (B, 4, 3), 9), (Attention(), (B, 5, 4), 4)])
 def test_an_unchanged_model_answers_and_at_zero_is_itself(
     model, shape, num_layers):

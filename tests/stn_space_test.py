@@ -74,6 +74,8 @@ def test_values_stay_in_their_ranges_however_far_lam_goes():
     for name, h in EVERY_KIND.items():
       assert np.isfinite(values[name]), (name, lam)
       assert h.low <= values[name] <= h.high, (name, lam)
+      if np.isfinite(h.high) and not h.whole:
+        assert h.low < values[name] < h.high, (name, lam)
 
 
 def test_inverse_softplus_neither_overflows_nor_loses_small_values():

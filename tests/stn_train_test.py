@@ -125,13 +125,23 @@ def test_the_replay_command_trains_what_the_run_s_own_replay_did(
   assert command.startswith(f'{folder.python()} -m stn_jax.replay ')
   assert command.endswith(
       f' --schedule={file} --workdir={path}/replay_delta_stn')
-  found = replay.replay(file, config, str(tmp_path))
+  workdir = str(tmp_path / 'run')
+  found = replay.replay(file, config, workdir)
   row = baselines.Journal(path).rows['replay_delta_stn']
   for name in ('valid_loss', 'test_loss', 'test_accuracy'):
     assert found[name] == pytest.approx(row[name], rel=1e-5)
   assert 'test_loss' in capsys.readouterr().out
-  params, _ = checkpoint.load(str(tmp_path))
+  params, _ = checkpoint.load(workdir)
   assert set(params['params']) == {'dense0', 'logits'}
+  # The folder knows the schedule by its values, wherever the file lies.
+  moved = tmp_path / 'moved.csv'
+  moved.write_text(pathlib.Path(file).read_text())
+  assert replay.replay(str(moved), config, workdir)['test_loss'] == (
+      found['test_loss'])
+  rows = moved.read_text().splitlines()
+  moved.write_text('\n'.join(rows[:-1]))
+  with pytest.raises(folder.FolderError, match='schedule'):
+    replay.replay(str(moved), config, workdir)
 
 
 def test_a_signal_between_rounds_stops_the_trials_and_says_how_to_go_on(
@@ -498,12 +508,25 @@ def test_another_config_in_the_folder_is_refused(digits_run):
     ('step,rate\n2,0.5\n4,0.5\n', 'do not rise from 0'),
     ('step,rate\n0,0.5\n0,0.5\n', 'do not rise from 0'),
     ('step,rate\n0,0.5,0.5\n', 'is no schedule'),
-    ('step,rate\n0,0.99\n', 'rate=0.99 is not in')])
+    ('step,rate\n0,0.99\n', 'rate=0.99 is not in'),
+    ('step,rate\n0,0.9\n', r'rate=0.9 is not in \(0.0, 0.9\)')])
 def test_a_foreign_schedule_is_refused(rows, message, tmp_path):
   path = tmp_path / 's.csv'
   path.write_text(rows)
   with pytest.raises(schedule.ScheduleError, match=message):
     schedule.read(path, {'rate': space.bounded(.5, 0., .9)}, 4, 2)
+
+
+@pytest.mark.parametrize('value, message', [
+    (5, r'holes=5 is not in range\(0, 5\)'), (1.5, 'is not a whole number')])
+def test_an_integer_s_schedule_has_its_values(value, message, tmp_path):
+  path = tmp_path / 's.csv'
+  read = lambda: schedule.read(path, {'holes': space.integer(1, 0, 5)}, 4, 2)
+  path.write_text(f'step,holes\n0,{value}\n')
+  with pytest.raises(schedule.ScheduleError, match=message):
+    read()
+  path.write_text('step,holes\n0,0\n1,4\n')
+  np.testing.assert_array_equal(read()['holes'], [0, 4, 4, 4])
 
 
 def test_a_schedule_is_read_by_its_steps(tmp_path):

@@ -219,7 +219,8 @@ def test_the_unperturbed_pass_gives_the_response_no_gradient():
 
 
 def test_linearised_is_exact_for_a_linear_network_and_second_order_else():
-  """Of outputs alone, at zero dropout and decay, against the full network."""
+  """Of outputs alone, at the least dropout and decay, against the full network.
+  """
   _, state = start(settings('delta_stn'))
   args = state.params, state.response, state.variables, examples(0, B)
 
@@ -229,7 +230,7 @@ def test_linearised_is_exact_for_a_linear_network_and_second_order_else():
   def gap_at(what, scale, args):
     eps = scale * jnp.asarray(
         np.random.default_rng(0).standard_normal((B, 2)), jnp.float32)
-    lam, key = jnp.full(2, -60.0), jax.random.key(3)  # A rate of zero.
+    lam, key = jnp.full(2, -60.0), jax.random.key(3)  # Next to no rate.
     return abs(
         losses.linearised_loss(what, *args, lam, eps, key)
         - losses.perturbed_loss(what, *args, lam, eps, eps, key)[0])
@@ -434,8 +435,39 @@ def test_a_run_that_would_move_nothing_is_refused():
   silent = problem(without_response=('first', 'last'))
   with pytest.raises(response_lib.LayerError, match='no layer of the model'):
     make(silent, settings('stn'))
+  still = {name: dataclasses.replace(h, tuned=False)
+           for name, h in SPACE.items()}
+  with pytest.raises(space.SpaceError, match='leaves nothing to tune'):
+    make(problem(space=still), settings('stn'))
   with pytest.raises(ValueError, match='its round is stn_jax.implicit'):
     tuner.make_round(problem(), settings('implicit'), optimizers())
+
+
+class Memoryless(nn.Module):
+
+  @nn.compact
+  def __call__(self, x, train):
+    x = nn.Dropout(0.0, name='drop')(x, deterministic=not train)
+    return nn.Dense(3, name='last')(x)
+
+
+def test_the_implicit_function_refuses_what_it_would_leave_at_rest():
+  make = lambda **changes: tuner.make_init(
+      problem(model=Memoryless(), **changes), settings('implicit'),
+      optimizers(), examples(0, B), 4, 0)
+  with pytest.raises(space.SpaceError, match='smooth in every .* rate enters'):
+    make()
+  with pytest.raises(space.SpaceError, match='a state from batch to batch'):
+    tuner.make_init(problem(), settings('implicit'), optimizers(),
+                    examples(0, B), 4, 0)
+  with pytest.raises(space.SpaceError, match="whose outputs have no 'more'"):
+    make(loss=lambda outputs, batch, hypers: (
+        hypers['rate'] * outputs['more'][:, 0]),
+         forward=lambda apply, batch, hypers, key: {
+             'y' if hypers is None else 'more': forward(
+                 apply, batch, hypers, key)})
+  make(space=SPACE | {'rate': dataclasses.replace(
+      SPACE['rate'], tuned=False)})
 
 
 @pytest.mark.parametrize(('train', 'valid', 'message'), [
