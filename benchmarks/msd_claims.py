@@ -158,6 +158,7 @@ def finished(path: pathlib.Path) -> dict[str, Any] | None:
 def run_row(
     config: ml_collections.ConfigDict, path: pathlib.Path) -> dict[str, Any]:
   """The summary of a row, which is trained if it is not there."""
+  folder.claim(str(path), config)  # A row that has changed is another run.
   summary = finished(path)
   if summary is not None:
     return summary

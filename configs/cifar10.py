@@ -5,7 +5,9 @@
       --config.data_path=cifar-10-batches-py --config.teacher_workdir=teacher
 
 The network is DDPM++; learning rate, batch and weight of the GAN are those of
-FastGen's DMD2, since MSD reports no CIFAR-10. Not run to the end: it is for an
+FastGen's DMD2, since MSD reports no CIFAR-10; its discriminator has heads on
+features of three sizes, ours one on 8x8, and an optimizer of its own, ours that
+of the fake score, with DMD2's weight of 0.01. Not run to the end: it is for an
 accelerator. `:single` is one student at the compute of four, `:tiny` is for
 tests; `:single+tiny` is both.
 """
@@ -53,7 +55,7 @@ def get_config(variant=''):
   config.students = ml_collections.ConfigDict(dict(
       network=dict(network), num_steps=10_000, batch_size=2048, ratio=5,
       lr=1e-4, fake_lr=1e-4, warmup_steps=100, clip_norm=10.,
-      weight_decay=0.01, min_level=20, max_level=980, ema_decay=0.9999,
+      weight_decay=0.01, min_level=20, max_level=980, ema_decay=0.999,
       fake_network='teacher'))  # or 'student'
   # FastGen has the GAN from the start, for 100,000 updates of any kind.
   config.adm = ml_collections.ConfigDict(dict(

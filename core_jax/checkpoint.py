@@ -46,13 +46,20 @@ def save(
 ) -> None:
   """Starts to save in the background; an error of the last save rises here.
 
+  Args:
+    mgr: of the run.
+    step: global.
+    state: on the devices.
+    params: with numpy leaves.
+    config: of the run.
+
   Raises:
     CheckpointError: the disk is full or the folder not writable.
   """
   try:
     mgr.save(step, force=True, args=ocp.args.Composite(
         state=ocp.args.StandardSave(state),
-        params=ocp.args.StandardSave(hosts.fetch(params)),
+        params=ocp.args.StandardSave(params),
         config=ocp.args.JsonSave(config.to_dict())))
   except Exception as e:
     raise _unwritten(mgr, e) from e

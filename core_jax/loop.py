@@ -51,6 +51,7 @@ class Stage:
     state_spec: PartitionSpecs, a prefix of the state's tree.
     fsdp: splits the large leaves of state and frozen over 'data' too.
     init_only: names in frozen that `step` does not get.
+    of_students: names in frozen with an axis of students in front.
     watch: metrics of a log line -> a warning for people, '' where all is well.
     observe: (state, frozen, workdir), to draw; called at the end and, now and
       then, at a checkpoint.
@@ -67,6 +68,7 @@ class Stage:
   state_spec: Any = P()
   fsdp: bool = False
   init_only: tuple[str, ...] = ()
+  of_students: tuple[str, ...] = ()
   watch: Callable[[dict[str, float]], str] = lambda scalars: ''
   observe: Callable[[Any, Any, str], None] | None = None
 
@@ -148,7 +150,9 @@ def fit(
 
 def abstract_frozen(stage: Stage, frozen: Any) -> Any:
   """Shapes, dtypes and layouts of what the stage takes from those before."""
-  return _abstract(stage, frozen, P())
+  return _abstract(stage, frozen, {
+      name: P('student') if name in stage.of_students else P()
+      for name in frozen})
 
 
 def abstract_state(stage: Stage, frozen: Any) -> Any:
@@ -195,7 +199,7 @@ def _train(run, stage, offset, frozen):
   state = _start(run, stage, offset, frozen, target)
   frozen = _put(stage, read_by_step(stage, frozen))
   compiled = compiled_step(stage, target, frozen)
-  first, recent, gflop = int(state.step), [], None
+  first, recent, gflop, params = int(state.step), [], None, None
   poll = hosts.make_poll(_IN_FLIGHT)
   started = logged = observed = time.monotonic()
   with metrics_lib.MetricsWriter(run.workdir, offset + first) as writer, \
@@ -234,9 +238,11 @@ def _train(run, stage, offset, frozen):
               stage.name, done, stage.num_steps, since=first + 1,
               seconds=seconds, scalars=scalars))
       if due:
+        params = hosts.fetch(stage.params(state))
         checkpoint.save(
-            run.mgr, offset + done, state=state, params=stage.params(state),
-            config=config)
+            run.mgr, offset + done, state=state, params=params, config=config)
+        # On a CPU they may be the state's own memory, which a step donates.
+        params = params if last else None
         if stage.observe and (
             last or hosts.largest(
                 time.monotonic() - observed > _OBSERVE_SECONDS)):
@@ -245,7 +251,8 @@ def _train(run, stage, offset, frozen):
       if stopped and not last:
         _interrupt(run, stage, done, stopped)
   checkpoint.finish(run.mgr)
-  return hosts.fetch(stage.params(state))
+  # Without a step to do, the state was there and its params were not.
+  return hosts.fetch(stage.params(state)) if params is None else params
 
 
 def _received(run):

@@ -27,7 +27,7 @@ class StagePlan:
     temporary_bytes: activations, gradients and the rest, as compiled; None
       where the compiler gave up, and says in `needed_bytes` alone what it
       would have taken.
-    needed_bytes: all at once.
+    needed_bytes: all at once; at least the state and what it is born from.
     gflop: of a step, see `flops.count`.
     state_parts: bytes of the largest parts of the state, by name.
   """
@@ -59,6 +59,7 @@ def plan(
 
 def _plan_stage(stage, state, frozen):
   batch = mesh_lib.laid_out(stage.batch(0), stage.mesh, P('data'))
+  at_birth = _local_bytes(state) + _local_bytes(frozen)
   frozen = loop.read_by_step(stage, frozen)
   traced = loop.compiled_step(stage, state, frozen).trace(state, batch, frozen)
   given = [_local_bytes(tree) for tree in (state, batch, frozen)]
@@ -69,7 +70,7 @@ def _plan_stage(stage, state, frozen):
   except jax.errors.JaxRuntimeError as error:
     temporary, needed = None, _wanted_bytes(error)
   return StagePlan(
-      stage.num_steps, *given, temporary, needed,
+      stage.num_steps, *given, temporary, max(needed, at_birth),
       flops.count(traced.jaxpr) / stage.mesh.shape['data'] / 1e9,
       _parts(state))
 

@@ -76,8 +76,9 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
   dataset = _LOADERS[config.dataset](config.data_path)
   promised = config.get('declared')
   if promised:
-    for field in ('shape', 'num_classes'):
-      found, wanted = getattr(dataset, field), promised[field]
+    for field, wanted in (('shape', tuple(promised.shape)),
+                          ('num_classes', promised.num_classes)):
+      found = getattr(dataset, field)
       if found != wanted:
         raise DataError(
             f'{config.data_path or config.dataset} has {field}={found}, '

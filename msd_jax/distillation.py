@@ -91,6 +91,7 @@ def make_stage(
       params=functools.partial(_bundle, run, stage, router, method.sigma_min),
       state_spec=students.State(step=P(), key=P(), students=P('student')),
       fsdp=run.config.compute.fsdp, init_only=('start', 'carried', 'fake'),
+      of_students=('carried', 'own'),
       watch=functools.partial(
           watch.brightness_alarm, limit=run.config.brightness_alarm),
       observe=method.panels and functools.partial(

@@ -129,13 +129,32 @@ def statistics(
   Raises:
     ValueError: fewer than two rows, or not finite.
   """
-  features = np.asarray(features, np.float64)
-  num = len(features)
-  if num < 2 or not np.isfinite(features).all():
-    raise ValueError(f'a covariance needs 2 or more finite rows, not {num}')
-  mean = features.mean(0)
-  outer = (features - mean[None]).T @ (features - mean[None])
-  return mean, (outer + start) / (num - 1)
+  return statistics_of_batches([features], start)
+
+
+def statistics_of_batches(
+    batches: Iterable[np.ndarray], start: float = 0.
+) -> tuple[np.ndarray, np.ndarray]:
+  """`statistics` of features [n, F], batch by batch, in the memory of one.
+
+  Sums are about the mean of the first batch: about zero, the square of the mean
+  would drown the covariance.
+  """
+  num, about, total, outer = 0, 0., 0., 0.
+  for features in batches:
+    features = np.asarray(features, np.float64)
+    if not np.isfinite(features).all():
+      raise ValueError('a covariance needs finite rows')
+    if not num:
+      about = features.mean(0)
+    features = features - about[None]
+    num += len(features)
+    total = total + features.sum(0)
+    outer = outer + features.T @ features
+  if num < 2:
+    raise ValueError(f'a covariance needs 2 or more rows, not {num}')
+  outer = outer - np.outer(total, total) / num
+  return about + total / num, (outer + start) / (num - 1)
 
 
 def frechet(
@@ -240,13 +259,16 @@ def read_reference(
 def write_reference(
     path: str, batches: Iterable[np.ndarray], extract: Extractor) -> None:
   """Statistics of uint8 images [n, H, W, C], batch by batch, to .npz."""
-  features, resolution = [], 0
-  for images in batches:
-    features.append(extract(images))
-    resolution = images.shape[1]
-  mean, covariance = statistics(np.concatenate(features))
-  np.savez(path, mu=mean, sigma=covariance, resolution=resolution,
-           num=sum(map(len, features)))
+  num = resolution = 0
+
+  def features():
+    nonlocal num, resolution
+    for images in batches:
+      num, resolution = num + len(images), images.shape[1]
+      yield extract(images)
+
+  mean, covariance = statistics_of_batches(features())
+  np.savez(path, mu=mean, sigma=covariance, resolution=resolution, num=num)
 
 
 # Measurement.

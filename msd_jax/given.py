@@ -2,6 +2,7 @@
 that others published."""
 
 from collections.abc import Mapping
+import json
 import os
 from typing import Any
 
@@ -55,7 +56,8 @@ def results(config: Any, module: nn.Module) -> dict[str, Any]:
     raise FileNotFoundError(f'teacher_workdir={path}: no such file or folder')
   if not _is_run(path):
     return {'teacher': _published(path, config, module)}
-  return _of_run(path, config.to_dict())
+  # Through JSON, as that run's config: a tuple equals the list it became.
+  return _of_run(path, json.loads(config.to_json_best_effort()))
 
 
 def _is_run(path):

@@ -100,7 +100,8 @@ def make_pairs(
   """Does what the command does; returns a line for people.
 
   Raises:
-    DataError: there is no teacher, or more shards than pairs.
+    DataError: there is no teacher, more shards than pairs, or a shard that
+      other settings made.
   """
   if not 1 <= num_shards <= num:
     raise data.DataError(f'{num_shards} shards for {num} pairs')
@@ -116,6 +117,7 @@ def make_pairs(
   for i in shards:
     path = pairs.shard_path(folder, i, num_shards)
     if os.path.exists(path):
+      pairs.check_made_by(path, made_by)
       continue
     indices = np.arange(edges[i], edges[i + 1])
     pairs.write_shard(path, make_shard(

@@ -44,6 +44,8 @@ def measure_fid(args: argparse.Namespace) -> str:
   """The command's first half: see `fid.measure`."""
   params = export.read_students(args.students)
   module = networks.from_description(params['network'])
+  # Once, and not with every batch.
+  params['generator'] = jax.device_put(params['generator'])
   reference = fid.read_reference(
       args.reference, networks.example_shape(module)[0])
   extract = _extractor(args)

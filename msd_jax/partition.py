@@ -173,7 +173,6 @@ def make_router(
   else:
     raise ValueError(
         f'partition={kind!r} is not known; there are {", ".join(KINDS)}')
-  logging.info('Partition %r: %s', kind, balance(router))
   return router
 
 

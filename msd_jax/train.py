@@ -16,6 +16,7 @@ from msd_jax import data
 from msd_jax import distillation
 from msd_jax import given
 from msd_jax import networks
+from msd_jax import partition
 from msd_jax import results as results_lib
 from msd_jax import setup
 from msd_jax import stages
@@ -69,6 +70,8 @@ def announcement(run: setup.Setup, todo: list[loop.Stage], path: Any) -> str:
       f'{cli.describe_devices(run.mesh)}\n'
       f'teacher {counts["teacher"]:,} parameters, {config.num_students} '
       f'students of {counts["student"]:,}\n'
+      f'partition {config.partition}: '
+      f'{partition.balance(run.routers["students"])}\n'
       f'steps: {steps}\n'
       f'{carried}'
       f'results go to {path}')

@@ -122,6 +122,17 @@ def test_frechet_is_edms_formula_with_the_root_of_the_product():
   assert 0 < fid.frechet(*few, *more) < np.inf
 
 
+def test_statistics_come_batch_by_batch_and_far_from_zero():
+  features = normal(300, 8, 0) + 1e4
+  mean, covariance = fid.statistics_of_batches(
+      [features[:1], features[1:101], features[101:]])
+  np.testing.assert_allclose(mean, features.mean(0), rtol=1e-12)
+  np.testing.assert_allclose(
+      covariance, np.cov(features.astype(np.float64).T), rtol=1e-9, atol=1e-9)
+  with pytest.raises(ValueError, match='2 or more rows, not 1'):
+    fid.statistics(features[:1])
+
+
 def test_precision_and_recall_are_those_of_every_pair():
   real, made = normal(60, 3, 0), normal(50, 3, 0, .5) + 1
 

@@ -301,6 +301,10 @@ def test_pairs_are_what_the_teachers_sampler_makes(teacher, tmp_path):
   params['out']['bias'] = params['out']['bias'] + 1e-3
   with pytest.raises(data.DataError, match='pairs made by another teacher'):
     pairs.PairSource(str(tmp_path / 'pairs'), params)
+  settings = diffusion.Sampler(num_steps=4)
+  with pytest.raises(data.DataError, match='was made with .*num_steps=3.*num_s'
+                     'teps=4.* Give another folder'):
+    make('pairs', range(3))
   with pytest.raises(data.DataError, match='nor a network that msd_jax'):
     make_pairs.read_teacher(str(tmp_path / 'pairs'))
 

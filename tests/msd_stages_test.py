@@ -99,6 +99,7 @@ def test_students_carry_over_generator_and_fake_score(chain):
   text = train.announcement(run, stages.make_stages(run), 'here')
   assert ('students (adm): generator of students_dm and its fake score; new: '
           'discriminator, optimizers') in text
+  assert 'partition consecutive: 2 parts of ' in text
 
 
 def test_the_report_shows_every_stage_what_was_watched_and_what_it_cost(chain):

@@ -60,6 +60,16 @@ def write_shard(
   os.replace(partial, path)
 
 
+def check_made_by(path: str, made_by: Mapping[str, str]) -> None:
+  """Raises DataError where a shard has other metadata than these."""
+  found = _open(path).metadata() or {}
+  for name, wanted in made_by.items():
+    if found.get(name) != wanted:
+      raise source.DataError(
+          f'{path} was made with {name}={found.get(name)}, now asked for: '
+          f'{wanted}. Give another folder, or remove its shards')
+
+
 class PairSource:
   """Random access to {'noise', 'image', 'label'}.
 
