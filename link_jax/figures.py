@@ -26,14 +26,18 @@ def histograms(
   panels = {k: v for k, v in panels.items() if len(v[0]) and len(v[1])}
   if not panels:
     return
-  figure = curves.blank(520 * len(panels), 560, 'constrained')
-  grid = figure.subplots(2, len(panels), sharex='col', squeeze=False)
-  for column, ((title, unit), scores) in enumerate(panels.items()):
+  columns = min(2, len(panels))
+  figure = curves.blank(
+      520 * columns, 560 * -(-len(panels) // columns), 'constrained')
+  cells = figure.subfigures(
+      -(-len(panels) // columns), columns, squeeze=False).flat
+  for cell, ((title, unit), scores) in zip(
+      cells, panels.items(), strict=False):
+    pair = cell.subplots(2, 1, sharex=True)
     low, high = np.quantile(np.concatenate(scores), [0.002, 0.998])
     edges, top = np.linspace(low, high, num_bins + 1), 0.
-    for row, (values, colour, name) in enumerate(zip(
-        scores, (HEAD, TAIL), _NAMES.values(), strict=True)):
-      axes = grid[row, column]
+    for axes, values, colour, name in zip(
+        pair, scores, (HEAD, TAIL), _NAMES.values(), strict=True):
       shares, _ = np.histogram(np.clip(values, low, high), edges)
       shares = shares / len(values)
       axes.stairs(shares, edges, fill=True, color=colour, alpha=0.85)
@@ -44,12 +48,11 @@ def histograms(
           transform=axes.transAxes, va='top', fontsize=8, color=curves.TEXT)
       top = max(top, shares.max())
       _tidy(axes)
-    for row in range(2):
-      grid[row, column].set_ylim(0, top * 1.25)
-    grid[0, column].set_title(title, fontsize=9, color=curves.TEXT)
-    grid[1, column].set_xlabel(unit, fontsize=8, color=curves.TEXT)
-  grid[0, 0].set_ylabel('share of statements', fontsize=8, color=curves.TEXT)
-  grid[1, 0].set_ylabel('share of statements', fontsize=8, color=curves.TEXT)
+    for axes in pair:
+      axes.set_ylim(0, top * 1.25)
+    pair[0].set_title(f'{title}, {unit}', fontsize=9, color=curves.TEXT)
+    pair[1].set_xlabel(unit, fontsize=8, color=curves.TEXT)
+    cell.supylabel('share of statements', fontsize=8, color=curves.TEXT)
   curves.save(figure, path)
 
 

@@ -209,8 +209,9 @@ def plot_hidden_distances(
     rho = statistics.spearman(x, y)
     curves.style(ax, f'{_words(method)}: {_rho(rho)}')
     ax.set_xlabel(measure, fontsize=8, color=curves.INK)
+    ax.set_ylabel('L2 of hidden states', fontsize=8, color=curves.INK)
     ax.set_ylim(bottom=0)
-  axes[0].set_ylabel('L2 of hidden states', fontsize=8, color=curves.INK)
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
   canvas.savefig(path, dpi=150)
 
 

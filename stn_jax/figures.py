@@ -1,5 +1,6 @@
 """Pictures of a tuning run: schedules in their bounds, losses by compute."""
 
+import collections
 from collections.abc import Mapping
 from collections.abc import Sequence
 import itertools
@@ -56,14 +57,14 @@ def plot_schedules(
 
 def plot_comparison(
     path: str | os.PathLike,
-    points: Sequence[tuple[str, float, float]],
+    points: Sequence[tuple[str, str, float, float]],
     searches: Mapping[str, Sequence[float]], measure: str,
 ) -> None:
   """Test loss against compute: dots for single runs, steps for searches.
 
   Args:
     path: of the PNG.
-    points: (name, cost in plain runs, test loss).
+    points: (name, method, cost in plain runs, test loss); a colour a method.
     searches: name -> test loss of the best trial so far, after each.
     measure: what the vertical axis shows.
   """
@@ -72,11 +73,16 @@ def plot_comparison(
   for color, (name, values) in zip(
       curves.COLORS[4:], searches.items(), strict=False):
     ax.plot(np.arange(1, len(values) + 1), values, color=color, linewidth=1.6,
-            drawstyle='steps-post', label=f'{name}, best so far')
-  for i, (name, cost, value) in enumerate(points):
-    # 4 colours and 7 marks: 28 runs that can be told apart.
-    ax.scatter([cost], [value], color=curves.COLORS[i % 4],
-               marker='osD^v<>'[i % 7], s=44, zorder=3, label=name)
+            drawstyle='steps-post', label=f'{name}, best by validation so far')
+  methods = list(dict.fromkeys(method for _, method, _, _ in points))
+  drawn = collections.Counter()
+  for name, method, cost, value in points:
+    mark = 'o^vsD<>'[drawn[method] % 7]
+    # Beside those of equal cost, not on them.
+    x = cost + 0.12 * drawn[cost]
+    drawn.update([method, cost])
+    ax.scatter([x], [value], color=curves.COLORS[methods.index(method) % 4],
+               marker=mark, s=44, zorder=3, label=name)
   ax.set_xlabel('compute, in plain training runs', fontsize=9,
                 color=curves.INK)
   _decades(ax)

@@ -224,7 +224,8 @@ def _pictures(run, path, rows, schedules, found):
       for search in checks.SEARCHES if (best := best_so_far(rows, search))}
   figures_lib.plot_comparison(
       drawn / 'comparison.png',
-      [(title(name), figures['cost'], figures['test_loss'])
+      [(title(name), name.removeprefix('replay_').removeprefix('final_'),
+        figures['cost'], figures['test_loss'])
        for name, figures in found.items() if not _SEARCHED.fullmatch(name)],
       searches, f'test loss{unit}')
   sections.append(report_lib.Figure(

@@ -51,6 +51,7 @@ def write_files(config, monkeypatch):
   network = {name: value for name, value in config.teacher.network.items()
              if name != 'kind'}
   module = torch_msd.ADM(shape[0], shape[2], num_classes, **network)
+  torch_msd.randomize(module)
   persistent_pickle.write(
       'edm.pkl', dict(ema=Precond(module.requires_grad_(False))), monkeypatch)
   images, labels = msd_pods_test.images_like(config, IMAGES)

@@ -280,7 +280,8 @@ def test_runs_that_diverged_are_drawn_as_absent(tmp_path):
     figures.plot_losses(tmp_path / f'l{i}.png', curves, 2, 'loss')
   for i, value in enumerate((None, 0.5)):
     figures.plot_comparison(
-        tmp_path / f'c{i}.png', [('a', 3.0, None), ('b', 1.0, value)],
+        tmp_path / f'c{i}.png',
+        [('a', 'a', 3.0, None), ('b', 'b', 1.0, value)],
         {'random search': [None, value]}, 'loss')
   assert {p.name for p in tmp_path.iterdir()} == {
       'l0.png', 'l1.png', 'c0.png', 'c1.png'}
