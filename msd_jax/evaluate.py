@@ -19,6 +19,7 @@ import numpy as np
 
 from core_jax import data as core_data
 from msd_jax import fid
+from msd_jax import pixels
 from msd_jax.formats import source as source_lib
 
 # (labels int32 [n], key) -> images [n, H, W, C] in [-1, 1], or points [n, 2].
@@ -150,7 +151,8 @@ def _features_of_source(source, classify):
   """Labels [N] and features [N, F] of its measured examples."""
   chosen = rows(source)
   chunks = [
-      classify(_to_float(_read(source, chosen[start:start + _CHUNK])))[1]
+      classify(pixels.to_unit_range(
+          _read(source, chosen[start:start + _CHUNK])))[1]
       for start in range(0, len(chosen), _CHUNK)]
   return source_lib.labels_of(source)[chosen], np.concatenate(chunks)
 
@@ -211,13 +213,14 @@ def evaluate_images(
   chosen = rows(dataset.test)
   labels = np.asarray(source_lib.labels_of(dataset.test)[chosen], np.int32)
   samples = {'real': _read(dataset.test, chosen)}
-  logits, test_features = classify(_to_float(samples['real']))
+  logits, test_features = classify(pixels.to_unit_range(samples['real']))
   features = {'floor': test_features[None]}  # [S, N, F]
   figures = {'real_accuracy': _accuracy(logits, labels)}
   for name, sampler in samplers.items():
     sets = _draw(name, sampler, labels, key, num_sets, batch_size)
     samples[name] = sets[0]
-    logits, flat = classify(_to_float(sets.reshape(-1, *sets.shape[2:])))
+    logits, flat = classify(
+        pixels.to_unit_range(sets.reshape(-1, *sets.shape[2:])))
     features[name] = flat.reshape(num_sets, len(labels), -1)
     figures[f'{name}_accuracy'] = _accuracy(logits, np.tile(labels, num_sets))
   for name, sets in features.items():
@@ -267,18 +270,8 @@ def _draw(name, sampler, labels, key, num_sets, batch_size):
         for i, rows in enumerate(_batches(len(labels), batch_size))])
     if not np.isfinite(images).all():
       raise ValueError(f'sampler {name!r} made images that are not finite')
-    sets.append(_to_uint8(images[:len(labels)]))
+    sets.append(pixels.to_uint8(images[:len(labels)]))
   return np.stack(sets)
-
-
-def _to_float(images):
-  """uint8 to float32 in [-1, 1]."""
-  return np.asarray(images, np.float32) / 127.5 - 1
-
-
-def _to_uint8(images):
-  """[-1, 1] to the nearest of 256 levels, the inverse of _to_float."""
-  return np.rint(np.clip(images, -1, 1) * 127.5 + 127.5).astype(np.uint8)
 
 
 def _accuracy(logits, labels):

@@ -11,6 +11,7 @@ from matplotlib.ticker import ScalarFormatter
 import numpy as np
 
 from core_jax import curves as curves_lib
+from msd_jax import pixels
 
 _COLOURS = (*curves_lib.COLORS[:6], '#000000', '#b8a500')
 _TILE = 64  # Pixels of the figure that an image is at least wide.
@@ -84,7 +85,7 @@ def _to_bytes(images):
   """Images to uint8 [N, H, W, 3]; one channel as ink on paper."""
   images = np.asarray(images)
   if images.dtype != np.uint8:
-    images = np.rint(np.clip(images, -1, 1) * 127.5 + 127.5).astype(np.uint8)
+    images = pixels.to_uint8(images)
   if images.shape[-1] == 1:
     images = np.repeat(255 - images, 3, axis=-1)
   return images

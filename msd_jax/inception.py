@@ -20,7 +20,6 @@ import numpy as np
 from msd_jax import torch_files
 
 SIZE = 299
-NUM_FEATURES = 2048
 _EPSILON = 1e-3  # Of the batch norms.
 _PRECISION = jax.lax.Precision.HIGHEST
 

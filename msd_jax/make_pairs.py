@@ -13,7 +13,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
@@ -24,6 +23,7 @@ from msd_jax import data
 from msd_jax import diffusion
 from msd_jax import given
 from msd_jax import networks
+from msd_jax import pixels
 from msd_jax.formats import pairs
 
 
@@ -58,7 +58,7 @@ def read_teacher(path: str) -> tuple[nn.Module, Any, float]:
 def make_sampler(
     module: nn.Module, sigma_data: float, settings: diffusion.Sampler
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
-  """(params, key, indices [B], labels [B]) -> noise, uint8 [B, H, W, C]."""
+  """(params, key, indices [B], labels [B]) -> noise and images [B, H, W, C]."""
   denoised = diffusion.make_denoiser(networks.apply_fn(module), sigma_data)
   shape = networks.example_shape(module)
 
@@ -66,11 +66,9 @@ def make_sampler(
   def sample(params, key, indices, labels):
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(indices)
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-    images = diffusion.sample(
+    return noise, diffusion.sample(
         lambda x, sigma: denoised(params, x, sigma, labels), noise, key,
         settings)
-    levels = jnp.rint(jnp.clip(images, -1, 1) * 127.5 + 127.5)
-    return noise, levels.astype(jnp.uint8)
 
   return sample
 
@@ -90,7 +88,7 @@ def make_shard(
         params, keys.stream(seed, 'pairs'), indices[rows], labels[rows])))
   noise, image = (np.concatenate(part)[:len(indices)]
                   for part in zip(*parts, strict=True))
-  return {'noise': noise, 'image': image, 'label': labels}
+  return {'noise': noise, 'image': pixels.to_uint8(image), 'label': labels}
 
 
 def make_pairs(

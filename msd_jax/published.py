@@ -131,7 +131,7 @@ def to_params(tensors: Tensors, module: nn.Module) -> Any:
   tensors = _inner(tensors)
   template = abstract_params(module)
   expected = {_torch_name(path): _torch_shape(path, leaf.shape)
-              for path, leaf in _paths(template)}
+              for path, leaf in jax.tree.leaves_with_path(template)}
   constants = {name for name in tensors if name.endswith(_FILTER)}
   _check(expected, {name: a.shape for name, a in tensors.items()
                     if name not in constants})
@@ -150,7 +150,7 @@ def to_tensors(params: Any, module: nn.Module, prefix: str = PREFIX
                ) -> Tensors:
   """The inverse of `to_params`, with the filters that torch's networks have."""
   tensors = {_torch_name(path): _to_torch(path, np.asarray(leaf))
-             for path, leaf in _paths(params)}
+             for path, leaf in jax.tree.leaves_with_path(params)}
   return {prefix + name: array
           for name, array in (tensors | _filters(module)).items()}
 
@@ -294,15 +294,9 @@ def _size(shape):
   return '' if shape is None else str(list(shape))
 
 
-def _paths(params):
-  return [(path, leaf) for path, leaf in
-          jax.tree_util.tree_flatten_with_path(params)[0]]
-
-
 def _torch_name(path):
   *layers, leaf = (entry.key for entry in path)
   return '.'.join([*layers, _TORCH_NAMES.get(leaf, leaf)])
-
 
 
 def _torch_shape(path, shape):

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from core_jax import mesh as mesh_lib
+from msd_jax import pixels
 from msd_jax import turns
-from msd_jax.teacher import to_unit_range
 from msd_jax.turns import Student
 
 
@@ -209,5 +209,5 @@ def _by_student(batch):
       name: jax.tree.map(
           lambda x, last=2 if name == 'real' else 1: jnp.moveaxis(x, 0, last),
           rows) for name, rows in batch.items()}
-  return {name: {**rows, 'image': to_unit_range(rows['image'])}
+  return {name: {**rows, 'image': pixels.to_unit_range(rows['image'])}
           for name, rows in turned.items()}

@@ -11,6 +11,7 @@ import optax
 from core_jax import accumulate
 from msd_jax import diffusion
 from msd_jax import losses
+from msd_jax import pixels
 
 Loss = Callable[[Any, dict[str, jax.Array], jax.Array, Any], jax.Array]
 
@@ -24,13 +25,6 @@ class State:
   params: Any
   ema: Any  # like params
   opt_state: Any
-
-
-def to_unit_range(images: jax.Array) -> jax.Array:
-  """uint8 0..255 -> float32 in [-1, 1]; floats pass as they are."""
-  if images.dtype != jnp.uint8:
-    return images
-  return images.astype(jnp.float32) / 127.5 - 1
 
 
 def make_optimizer(
@@ -84,7 +78,7 @@ def make_step(
 
   def step(state, batch, frozen):
     key = jax.random.fold_in(state.key, state.step)
-    batch = {**batch, 'image': to_unit_range(batch['image'])}
+    batch = {**batch, 'image': pixels.to_unit_range(batch['image'])}
     grad_fn = accumulate.value_and_grad(
         lambda *args: (loss_fn(*args, frozen), ()), microbatches)
     (loss, _), grads = grad_fn(state.params, batch, key)
