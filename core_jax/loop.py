@@ -171,10 +171,16 @@ def read_by_step(stage: Stage, frozen: Any) -> Any:
   return {name: x for name, x in frozen.items() if name not in stage.init_only}
 
 
-def compiled_step(stage: Stage, state: Any, frozen: Any) -> Callable[..., Any]:
-  """The stage's step, jitted for the layouts of these."""
-  state, frozen = jax.tree.map(lambda x: x.sharding.spec, (state, frozen))
-  return mesh_lib.compile_step(stage.step, stage.mesh, state, frozen)
+def traced_step(stage: Stage, state: Any, batch: Any, frozen: Any) -> Any:
+  """The stage's step, `jax.stages.Traced` for the layouts of these."""
+  specs = jax.tree.map(lambda x: x.sharding.spec, (state, frozen))
+  return mesh_lib.compile_step(stage.step, stage.mesh, *specs).trace(
+      state, batch, frozen)
+
+
+def abstract_batch(stage: Stage) -> Any:
+  """Shapes, dtypes and layouts of a batch."""
+  return mesh_lib.laid_out(stage.batch(0), stage.mesh, P('data'))
 
 
 def _start(run, stage, offset, frozen, target):
@@ -194,21 +200,24 @@ def _put(stage, frozen):
 
 def _train(run, stage, offset, frozen):
   """Trains one stage from where it stands to its end; returns its params."""
-  config = run.config
+  config, started = run.config, time.monotonic()
   target = abstract_state(stage, frozen)
+  # Before there is a state: a compiler may take as much memory as that.
+  traced = traced_step(
+      stage, target, abstract_batch(stage),
+      read_by_step(stage, abstract_frozen(stage, frozen)))
+  gflop, compiled = flops.count(traced.jaxpr) / 1e9, traced.lower().compile()
+  del traced
   state = _start(run, stage, offset, frozen, target)
   frozen = _put(stage, read_by_step(stage, frozen))
-  compiled = compiled_step(stage, target, frozen)
-  first, recent, gflop, params = int(state.step), [], None, None
+  first, recent, params = int(state.step), [], None
   poll = hosts.make_poll(_IN_FLIGHT)
-  started = logged = observed = time.monotonic()
+  logged = observed = time.monotonic()
   with metrics_lib.MetricsWriter(run.workdir, offset + first) as writer, \
       contextlib.closing(
           data.prefetch(stage.batch, first, stage.num_steps)) as batches:
     for i, batch in batches:
       batch = mesh_lib.put(batch, stage.mesh, P('data'))
-      if gflop is None:  # The trace is that of the step, and not another.
-        gflop = flops.count(compiled.trace(state, batch, frozen).jaxpr) / 1e9
       # The order within one turn is a contract: update, check and log, save.
       state, metrics = compiled(state, batch, frozen)
       recent.append(metrics)

@@ -8,11 +8,9 @@ import re
 from typing import Any
 
 import jax
-from jax.sharding import PartitionSpec as P
 
 from core_jax import flops
 from core_jax import loop
-from core_jax import mesh as mesh_lib
 
 _UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
@@ -58,10 +56,10 @@ def plan(
 
 
 def _plan_stage(stage, state, frozen):
-  batch = mesh_lib.laid_out(stage.batch(0), stage.mesh, P('data'))
+  batch = loop.abstract_batch(stage)
   at_birth = _local_bytes(state) + _local_bytes(frozen)
   frozen = loop.read_by_step(stage, frozen)
-  traced = loop.compiled_step(stage, state, frozen).trace(state, batch, frozen)
+  traced = loop.traced_step(stage, state, batch, frozen)
   given = [_local_bytes(tree) for tree in (state, batch, frozen)]
   try:
     memory = traced.lower().compile().memory_analysis()
