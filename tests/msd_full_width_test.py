@@ -1,7 +1,8 @@
 """The ImageNet-64 config at full width, from EDM's pickle to a FID, on a CPU.
 
-Marked slow: it takes two cores most of an hour. `-s` shows what each command
-took, and its commands are those of docs/msd.md.
+Marked slow: compiling a round for a CPU takes two cores most of an hour, and it
+has not come to its end yet; with `:tiny` in its variants it has. `-s` shows
+what each command took.
 """
 
 import json
