@@ -21,12 +21,24 @@ def keep_freed_memory() -> bool:
   Returns:
     Whether the C library has taken it: glibc alone knows how.
   """
-  if not sys.platform.startswith('linux'):
-    return False
-  mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
-  if mallopt is None:  # Of another C library than glibc.
+  mallopt = _of_glibc('mallopt')
+  if mallopt is None:
     return False
   # One heap, since those of threads cannot hold more than 64 MB.
   return all(mallopt(*setting) for setting in (
       (_ARENA_MAX, 1), (_MMAP_THRESHOLD, _MAPPED_BYTES),
       (_TRIM_THRESHOLD, _NEVER)))
+
+
+def release_freed_memory() -> None:
+  """Gives back what was freed and kept so far, such as a compiler's memory."""
+  trim = _of_glibc('malloc_trim')
+  if trim is not None:
+    trim(ctypes.c_size_t(0))
+
+
+def _of_glibc(name):
+  """A function of the C library; None where that is another one."""
+  if not sys.platform.startswith('linux'):
+    return None
+  return getattr(ctypes.CDLL(None), name, None)

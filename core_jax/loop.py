@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 import ml_collections
 import numpy as np
 
+from core_jax import allocator
 from core_jax import checkpoint
 from core_jax import data
 from core_jax import flops
@@ -208,6 +209,7 @@ def _train(run, stage, offset, frozen):
       read_by_step(stage, abstract_frozen(stage, frozen)))
   gflop, compiled = flops.count(traced.jaxpr) / 1e9, traced.lower().compile()
   del traced
+  allocator.release_freed_memory()  # The compiler's.
   state = _start(run, stage, offset, frozen, target)
   frozen = _put(stage, read_by_step(stage, frozen))
   first, recent, params = int(state.step), [], None
