@@ -199,17 +199,21 @@ def _put(stage, frozen):
   return mesh_lib.put_whole(frozen, jax.tree.map(lambda x: x.sharding, layout))
 
 
+def _compile(stage, target, frozen):
+  """The step as a program, and the GFLOP of one call."""
+  traced = traced_step(
+      stage, target, abstract_batch(stage),
+      read_by_step(stage, abstract_frozen(stage, frozen)))
+  return traced.lower().compile(), flops.count(traced.jaxpr) / 1e9
+
+
 def _train(run, stage, offset, frozen):
   """Trains one stage from where it stands to its end; returns its params."""
   config, started = run.config, time.monotonic()
   target = abstract_state(stage, frozen)
   # Before there is a state: a compiler may take as much memory as that.
-  traced = traced_step(
-      stage, target, abstract_batch(stage),
-      read_by_step(stage, abstract_frozen(stage, frozen)))
-  gflop, compiled = flops.count(traced.jaxpr) / 1e9, traced.lower().compile()
-  del traced
-  allocator.release_freed_memory()  # The compiler's.
+  compiled, gflop = _compile(stage, target, frozen)
+  allocator.release_freed_memory()
   state = _start(run, stage, offset, frozen, target)
   frozen = _put(stage, read_by_step(stage, frozen))
   first, recent, params = int(state.step), [], None

@@ -10,7 +10,6 @@ command goes on.
 """
 
 import dataclasses
-import hashlib
 import time
 from typing import Any
 
@@ -26,6 +25,7 @@ from core_jax import metrics as metrics_lib
 from core_jax import plan
 from core_jax import report
 from core_jax import topology
+from core_jax.fingerprint import fingerprint
 from stn_jax import baselines
 from stn_jax import experiment
 from stn_jax import schedule as schedule_lib
@@ -70,7 +70,7 @@ def replay(
   run, schedule = _read(schedule_path, config)
   # The schedule is part of what a folder's run is, wherever its file lies.
   path = folder.claim(workdir, experiment.Config(
-      {**config.to_dict(), 'schedule': _fingerprint(schedule)}))
+      {**config.to_dict(), 'schedule': fingerprint(schedule)}))
   found = loop.fit([stage(run, schedule)], config, str(path))['replay']
   evaluate, figures = experiment.make_evaluate(run), {}
   for part in ('valid', 'test'):
@@ -83,14 +83,6 @@ def replay(
                   if x is not None))
   print(f'Weights and figures: {path}', flush=True)
   return summary
-
-
-def _fingerprint(schedule):
-  """A short name of the values of all rounds."""
-  found = hashlib.sha256()
-  for name in sorted(schedule):
-    found.update(name.encode() + b'\0' + schedule[name].tobytes())
-  return found.hexdigest()[:16]
 
 
 def _read(schedule_path, config):

@@ -35,15 +35,7 @@ def make_init(
   Raises:
     SpaceError, LayerError, ValueError: at once, before anything is computed.
   """
-  space_lib.check(problem.space)
-  if not any(h.tuned for h in problem.space.values()):
-    raise space_lib.SpaceError(
-        'tuned=False on every hyperparameter leaves nothing to tune: take it '
-        'off one of them, or train without a tuner')
-  if settings.warmup_rounds >= num_rounds:
-    raise ValueError(
-        f'warmup_rounds={settings.warmup_rounds} leaves no round of '
-        f'num_rounds={num_rounds} in which a hyperparameter moves')
+  _check_moves(problem.space, settings, num_rounds)
   init_variables = problem_lib.make_init_variables(problem, example)
   layers = {} if settings.method == 'implicit' else layers_lib.find_layers(
       lambda: init_variables(jax.random.key(0)), problem.handlers,
@@ -80,6 +72,19 @@ def make_init(
         history=jnp.zeros((num_rounds, n)))
 
   return init
+
+
+def _check_moves(space, settings, num_rounds):
+  """Raises where the space makes no sense, or nothing in it would move."""
+  space_lib.check(space)
+  if not any(h.tuned for h in space.values()):
+    raise space_lib.SpaceError(
+        'tuned=False on every hyperparameter leaves nothing to tune: take it '
+        'off one of them, or train without a tuner')
+  if settings.warmup_rounds >= num_rounds:
+    raise ValueError(
+        f'warmup_rounds={settings.warmup_rounds} leaves no round of '
+        f'num_rounds={num_rounds} in which a hyperparameter moves')
 
 
 def make_round(

@@ -11,30 +11,18 @@ refused.
 from collections.abc import Iterable
 from collections.abc import Mapping
 import glob
-import hashlib
 import os
 from typing import Any
 
-import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
 
+from core_jax.fingerprint import fingerprint
 from msd_jax.formats import source
 
 TEACHER = 'teacher'  # The field of the metadata with its fingerprint.
 _FIELDS = {'noise': np.float32, 'image': np.uint8, 'label': np.int32}
-
-
-def fingerprint(params: Any) -> str:
-  """16 hexadecimal digits that tell one network's params from another's."""
-  digest = hashlib.sha256()
-  for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-    array = np.ascontiguousarray(leaf)
-    digest.update(
-        f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'.encode())
-    digest.update(array.tobytes())
-  return digest.hexdigest()[:16]
 
 
 def shard_path(folder: str, index: int, num_shards: int) -> str:
