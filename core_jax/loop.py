@@ -200,7 +200,10 @@ def _put(stage, frozen):
 
 
 def _compile(stage, target, frozen):
-  """The step as a program, and the GFLOP of one call."""
+  """The step as a program, and the GFLOP of one call.
+
+  To be called before there is a state: a compiler may take as much memory.
+  """
   traced = traced_step(
       stage, target, abstract_batch(stage),
       read_by_step(stage, abstract_frozen(stage, frozen)))
@@ -211,7 +214,6 @@ def _train(run, stage, offset, frozen):
   """Trains one stage from where it stands to its end; returns its params."""
   config, started = run.config, time.monotonic()
   target = abstract_state(stage, frozen)
-  # Before there is a state: a compiler may take as much memory as that.
   compiled, gflop = _compile(stage, target, frozen)
   allocator.release_freed_memory()
   state = _start(run, stage, offset, frozen, target)
