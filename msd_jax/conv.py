@@ -13,8 +13,13 @@ them, with 2.25 times fewer multiplications, of
 It takes even heights and widths.
 """
 
+from collections.abc import Callable
+import functools
+from typing import Any
+
 import chex
 import jax
+from jax.experimental import xla_metadata
 import jax.numpy as jnp
 import numpy as np
 
@@ -80,6 +85,28 @@ def _conv3x3_bwd(residuals, dy):
 _conv3x3.defvjp(_conv3x3_fwd, _conv3x3_bwd)
 
 
+def _called(function: Callable[..., Any]) -> Callable[..., Any]:
+  """`function` as a call that the compiler does not inline.
+
+  XLA's CPU runtime compares each operation of a computation with all before
+  it. Inlined, the 16 products of hundreds of convolutions are one list, and
+  comparing takes longer than all else in a compilation of ImageNet-64's round.
+  """
+  @jax.jit
+  @functools.wraps(function)
+  def inlining_within(*args):
+    with xla_metadata.set_xla_metadata(inlineable=None):
+      return function(*args)
+
+  @functools.wraps(function)
+  def call(*args):
+    with xla_metadata.set_xla_metadata(inlineable='false'):
+      return inlining_within(*args)
+
+  return call
+
+
+@_called
 def _winograd(x, kernel):
   # Sixteen separate products: one batched product would need its operands
   # stacked, which copies four times the image.
@@ -88,6 +115,7 @@ def _winograd(x, kernel):
   return _join_tiles(products, (*x.shape[:3], kernel.shape[-1]))
 
 
+@_called
 def _winograd_gradients(x, kernel, dy):
   """The gradients of sum(y * dy) by x and by the kernel."""
   # dy feeds some thirty fusions: without the barrier each computes it again.

@@ -184,6 +184,14 @@ def test_even_sizes_are_matrix_products_on_cpu_alone(
     assert 'stablehlo.dot_general' not in on(platform)
 
 
+def test_winograd_stays_a_call_for_the_cpu_compiler():
+  x, kernel, _ = conv_case()
+  gradients = jax.grad(lambda *args: jnp.sum(winograd(*args)**2), (0, 1))
+  compiled = jax.jit(gradients).lower(x, kernel).compile().as_text()
+  # Forwards, both gradients, and the one by the image within those.
+  assert compiled.count(' call(') == 3
+
+
 def test_winograd_under_transforms():
   x, kernel, dy = conv_case()
   _, _, expected = outputs_and_gradients(conv._ordinary, x, kernel, dy)
