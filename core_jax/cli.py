@@ -1,6 +1,7 @@
 """What every method's `main` does, but for the method."""
 
 from collections.abc import Callable
+from collections.abc import Iterable
 import contextlib
 import os
 import pathlib
@@ -33,7 +34,7 @@ def run(
     package: str,
     default: str,
     train: Callable[[Config, str], Any],
-    show_plan: Callable[[Config, topology.Target | None], str],
+    show_plan: Callable[[Config, topology.Target | None], Iterable[str]],
     *,
     several_processes: bool = False,
 ) -> None:
@@ -43,8 +44,8 @@ def run(
     package: whose main this is.
     default: name of its embedded config.
     train: (config, workdir) -> anything.
-    show_plan: (config, devices to plan for or None for those present) -> a
-      text on memory and FLOPs.
+    show_plan: (config, devices to plan for or None for those present) ->
+      lines on memory and FLOPs, as they are found.
     several_processes: whether `train` can be one of several.
   """
   try:  # It reads the command line at once.
@@ -71,7 +72,8 @@ def run(
       experiment = config.value
       experiment.to_dict()  # Where the file could not be read, raises here.
       if plan.value not in (None, 'false'):  # --noplan is 'false'.
-        print(show_plan(experiment, _target(plan.value)))
+        for line in show_plan(experiment, _target(plan.value)):
+          print(line, flush=True)
         return
       join()
       path = workdir.value or _default_workdir(package)
@@ -113,6 +115,9 @@ def _target(name):
     return None
   # The devices are only described, and libtpu must not look for real ones.
   jax.config.update('jax_platforms', 'cpu')
+  # What is compiled never runs, and without haste a round of a large network
+  # takes the TPU compiler hours.
+  jax.config.update('jax_exec_time_optimization_effort', -1.)
   return topology.describe(name)
 
 

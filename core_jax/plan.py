@@ -1,6 +1,7 @@
 """Memory and FLOPs of every stage, from compilation ahead of time."""
 
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
@@ -42,17 +43,15 @@ class StagePlan:
 
 def plan(
     stages: Sequence[loop.Stage], given: Mapping[str, Any] | None = None
-) -> dict[str, StagePlan]:
-  """Compiles every stage's step and runs none; stage -> its plan."""
+) -> Iterator[tuple[str, StagePlan]]:
+  """Compiles every stage's step and runs none; names and plans, one by one."""
   results = dict(given or {})
-  plans = {}
   for stage in stages:
     frozen = loop.abstract_frozen(
         stage, jax.eval_shape(stage.frozen, results))
     state = loop.abstract_state(stage, frozen)
-    plans[stage.name] = _plan_stage(stage, state, frozen)
+    yield stage.name, _plan_stage(stage, state, frozen)
     results[stage.name] = jax.eval_shape(stage.params, state)
-  return plans
 
 
 def _plan_stage(stage, state, frozen):
@@ -101,26 +100,25 @@ def _parts(state):
 
 
 def show(
-    plans: Mapping[str, StagePlan], hbm_bytes: int | None = None,
-    knobs: Mapping[str, Iterable[str]] | None = None) -> str:
-  """A table for people.
+    plans: Iterable[tuple[str, StagePlan]], hbm_bytes: int | None = None,
+    knobs: Mapping[str, Iterable[str]] | None = None) -> Iterator[str]:
+  """For people, a stage as soon as it is compiled.
 
   Args:
-    plans: of the stages.
+    plans: of the stages, see `plan`.
     hbm_bytes: memory of a device; None says nothing on whether it fits.
     knobs: what to change where it does not: 'state' and 'temporary' -> texts,
       the best first.
   """
-  lines = ['Per device:']
-  for name, p in plans.items():
-    lines.append(f'  {name}: {p.num_steps} steps; {_sizes(p)}; '
-                 f'{p.gflop:,.2f} GFLOP a step')
+  yield 'Per device:'
+  for name, p in plans:
+    yield (f'  {name}: {p.num_steps} steps; {_sizes(p)}; '
+           f'{p.gflop:,.2f} GFLOP a step')
     if p.state_bytes >= 2**20:
-      lines.append('    state: ' + ', '.join(
-          f'{part} {_size(n)}' for part, n in p.state_parts.items()))
+      yield '    state: ' + ', '.join(
+          f'{part} {_size(n)}' for part, n in p.state_parts.items())
     if hbm_bytes:
-      lines.append('    ' + _verdict(p, hbm_bytes, knobs or {}))
-  return '\n'.join(lines)
+      yield '    ' + _verdict(p, hbm_bytes, knobs or {})
 
 
 def _sizes(p):

@@ -1,5 +1,6 @@
 """A run from its config to its report."""
 
+from collections.abc import Iterator
 import time
 from typing import Any
 
@@ -79,8 +80,8 @@ def announcement(run: setup.Setup, todo: list[loop.Stage], path: Any) -> str:
 
 def show_plan(
     config: setup.Config, target: topology.Target | None = None
-) -> str:
-  """Memory and FLOPs of the stages, from compilation alone.
+) -> Iterator[str]:
+  """Lines on memory and FLOPs of the stages, from compilation alone.
 
   Args:
     config: of the run.
@@ -91,8 +92,8 @@ def show_plan(
   found = given.results(config, run.teacher)
   plans = plan.plan(stages.make_stages(run, found), found)
   devices = target.name if target else cli.describe_devices(run.mesh)
-  return (f'{devices}, mesh {dict(run.mesh.shape)}\n'
-          f'{plan.show(plans, target and target.hbm_bytes, knobs(run))}')
+  yield f'{devices}, mesh {dict(run.mesh.shape)}'
+  yield from plan.show(plans, target and target.hbm_bytes, knobs(run))
 
 
 def knobs(run: setup.Setup) -> dict[str, list[str]]:

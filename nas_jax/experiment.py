@@ -1,17 +1,20 @@
 """A config's text, child network and strategies: what its stages share."""
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import importlib.util
 import json
 import pathlib
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
 
+from core_jax import mesh as mesh_lib
 from core_jax import text
 from nas_jax import child as child_lib
 from nas_jax import controller as controller_lib
@@ -62,12 +65,18 @@ class Setup:
     child: the network over shared weights.
     text: the same text as streams, numpy.
     test: streams to test on, [B', L''].
+    devices: of the run; None stands for all of all hosts.
   """
   config: Config
   corpus: data.Corpus
   child: child_lib.Child
   text: search.Data
   test: np.ndarray
+  devices: Sequence[jax.Device] | None = None
+
+  def mesh(self, num_models: int = 1) -> jax.sharding.Mesh:
+    """Of the devices, for models that are trained side by side."""
+    return mesh_lib.make_mesh(num_models, devices=self.devices)
 
   @property
   def space(self) -> space_lib.Space:
@@ -82,8 +91,13 @@ class Setup:
         init_scale=fields.init_scale)
 
 
-def setup(config: Config) -> Setup:
+def setup(
+    config: Config, devices: Sequence[jax.Device] | None = None) -> Setup:
   """Reads the text and builds what all stages need.
+
+  Args:
+    config: of the run.
+    devices: to run on or to plan for; all, if None.
 
   Raises:
     ValueError: a field that does not fit, by name.
@@ -99,7 +113,7 @@ def setup(config: Config) -> Setup:
       config, corpus, child,
       search.Data(rows('train', 'batch_size'),
                   rows('valid', 'valid_batch_size')),
-      rows('test', 'valid_batch_size'))
+      rows('test', 'valid_batch_size'), devices)
 
 
 def check(config: Config) -> None:

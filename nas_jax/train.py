@@ -1,6 +1,7 @@
 """A run from its config to its report: search, derive, train from scratch."""
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
 import time
 from typing import Any
@@ -15,6 +16,7 @@ from core_jax import folder
 from core_jax import loop
 from core_jax import mesh as mesh_lib
 from core_jax import plan
+from core_jax import topology
 from nas_jax import child as child_lib
 from nas_jax import derive
 from nas_jax import experiment
@@ -33,7 +35,7 @@ _NOT_HANDED_ON = ('opt_state', 'buffer')
 def search_stage(run: experiment.Setup, method: str) -> loop.Stage:
   """Search by one method, `num_rounds` rounds."""
   config = run.config
-  mesh = mesh_lib.make_mesh()
+  mesh = run.mesh()
   for field in ('batch_size', 'valid_batch_size'):
     mesh_lib.check_batch_size(config[field], mesh, field)
   strategy = experiment.make_strategy(run, method)
@@ -68,7 +70,7 @@ def derive_stage(run: experiment.Setup, method: str) -> loop.Stage:
   return loop.Stage(
       name=f'derive_{method}',
       num_steps=num_cells // fields.chunk,
-      mesh=mesh_lib.make_mesh(),
+      mesh=run.mesh(),
       init=derive.make_init(
           experiment.make_strategy(run, method), num_cells, config.seed),
       step=derive.make_step(
@@ -138,7 +140,7 @@ def scratch_stage(
 ) -> loop.Stage:
   """Trains len(seeds) models from scratch by `config.retrain`."""
   fields = run.config.retrain
-  mesh = mesh_lib.make_mesh(len(seeds))
+  mesh = run.mesh(len(seeds))
   tx = experiment.make_optimizer(
       fields.optimizer, fields.updates_per_round, 'retrain.optimizer')
   settings = retrain.Settings(
@@ -209,7 +211,7 @@ def announcement(
   return (
       f'{config.dataset}: {run.corpus.vocab_size:,} words; {sizes} tokens'
       f'{floor}\n'
-      f'{cli.describe_devices(mesh_lib.make_mesh())}\n'
+      f'{cli.describe_devices(run.mesh())}\n'
       f'{run.space.size:,} cells of {run.space.num_nodes} nodes share '
       f'{child_lib.count_params(child):,} parameters, hidden size '
       f'{child.hidden_size}\n'
@@ -221,8 +223,11 @@ def announcement(
       f'{len(stages)} stages: {", ".join(s.name for s in stages)}')
 
 
-def show_plan(config: experiment.Config) -> str:
-  """Memory and FLOPs of the stages, from compilation alone."""
-  run = experiment.setup(config)
-  return (f'{cli.describe_devices(mesh_lib.make_mesh())}\n'
-          f'{plan.show(plan.plan(make_stages(run)))}')
+def show_plan(
+    config: experiment.Config, target: topology.Target | None = None
+) -> Iterator[str]:
+  """Lines on memory and FLOPs of the stages, from compilation alone."""
+  run = experiment.setup(config, target and target.devices)
+  yield cli.describe_devices(run.mesh())
+  yield from plan.show(
+      plan.plan(make_stages(run)), target and target.hbm_bytes)

@@ -9,6 +9,7 @@ runs/stn_replay-<config>), figures to its summary.json. Killed, the same
 command goes on.
 """
 
+from collections.abc import Iterator
 import dataclasses
 import time
 from typing import Any
@@ -95,8 +96,8 @@ def _read(schedule_path, config):
 def show_plan(
     schedule_path: str, config: experiment.Config,
     target: topology.Target | None = None,
-) -> str:
-  """Memory and FLOPs, from compilation alone."""
+) -> Iterator[str]:
+  """Lines on memory and FLOPs, from compilation alone."""
   mesh = mesh_lib.make_mesh(devices=target and target.devices)
   one = dataclasses.replace(
       stage(*_read(schedule_path, config)), mesh=mesh)

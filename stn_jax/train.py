@@ -1,5 +1,6 @@
 """A run from its config to its report: tune, export, compare."""
 
+from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
 import functools
@@ -150,11 +151,11 @@ def announcement(
 
 def show_plan(
     config: experiment.Config, target: topology.Target | None = None
-) -> str:
-  """Memory and FLOPs of the stages, from compilation alone."""
+) -> Iterator[str]:
+  """Lines on memory and FLOPs of the stages, from compilation alone."""
   run = experiment.setup(config)
   mesh = mesh_lib.make_mesh(devices=target and target.devices)
   tuning = [dataclasses.replace(stages.tune_stage(run, method), mesh=mesh)
             for method in config.methods]
-  return (f'{cli.describe_devices(mesh)}\n'
-          f'{plan.show(plan.plan(tuning), target and target.hbm_bytes)}')
+  yield cli.describe_devices(mesh)
+  yield from plan.show(plan.plan(tuning), target and target.hbm_bytes)

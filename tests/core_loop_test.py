@@ -196,7 +196,7 @@ def test_a_student_axis_that_does_not_divide_is_refused():
 
 
 def test_a_plan_counts_bytes_and_runs_nothing():
-  plans = plan.plan(two_stages())
+  plans = dict(plan.plan(two_stages()))
   assert plans['one'].state_bytes == 8  # an int32 and a float32
   assert plans['two'].frozen_bytes == 4
   assert plans['one'].batch_bytes == 2 * 16 * 4 / 8  # over 8 devices

@@ -74,7 +74,8 @@ KNOBS = {'state': ['fsdp=True'], 'temporary': ['remat=True']}
     (stage_plan(needed=9), 'DOES NOT FIT: 9,216.0 MiB of 4,096.0 MiB'),
 ])
 def test_a_plan_says_whether_it_fits_and_what_to_turn(found, verdict):
-  assert verdict in plan.show({'one': found}, 4 * GIB, KNOBS)
+  assert verdict in '\n'.join(
+      plan.show([('one', found)], 4 * GIB, KNOBS))
 
 
 @pytest.mark.parametrize('name, message', [
@@ -100,7 +101,7 @@ def test_without_the_tpu_compiler_the_extra_is_named(monkeypatch):
 def test_a_stage_is_planned_for_devices_that_are_not_here(name, devices):
   target = topology.describe(name)
   stage = core_loop_test.line_stage(devices=target.devices)
-  found = plan.plan([stage])['line']
+  found = dict(plan.plan([stage]))['line']
   assert len(target.devices) == devices
   assert found.batch_bytes == 2 * 16 * 4 / devices
   assert found.needed_bytes < target.hbm_bytes

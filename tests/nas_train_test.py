@@ -20,12 +20,12 @@ from core_jax import checkpoint
 from core_jax import loop
 from core_jax import mesh as mesh_lib
 from core_jax import seeds
+from core_jax import topology
 from nas_jax import compare
 from nas_jax import controller as controller_lib
 from nas_jax import enas
 from nas_jax import experiment
 from nas_jax import memory as memory_lib
-from nas_jax import search
 from nas_jax import space as space_lib
 from nas_jax import train
 
@@ -153,17 +153,11 @@ def test_no_part_of_a_run_draws_what_another_does():
 
 
 def test_a_round_on_eight_devices_equals_one_on_one():
-  config = tiny()
-  run = experiment.setup(config)
   ends = []
   for devices in (jax.devices()[:1], jax.devices()):
+    run = experiment.setup(tiny(), devices)
     stage = train.search_stage(run, 'enas')
-    mesh = mesh_lib.make_mesh(devices=devices)
-    tx = experiment.make_optimizer(config.optimizer, config.shared_updates)
-    step = search.make_round(
-        run.child, experiment.make_strategy(run, 'enas'),
-        search.Settings(3, 2, config.window_tokens, 4), tx, mesh)
-    stage = dataclasses.replace(stage, mesh=mesh, step=step)
+    assert stage.mesh.size == len(devices)
     ends.append(jax.device_get(rounds(stage, 1)[0].params))
   chex.assert_trees_all_close(*ends, rtol=1e-4, atol=1e-6)
 
@@ -259,9 +253,13 @@ def test_a_field_that_does_not_fit_is_named(changes, words, tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
-def test_a_plan_runs_nothing():
-  shown = train.show_plan(tiny(methods=('uniform',)))
-  assert 'search_uniform' in shown and 'retrain' in shown
+def test_a_plan_is_for_the_devices_that_it_is_given():
+  target = topology.Target('two', jax.devices()[:2], 2**30)
+  shown = '\n'.join(train.show_plan(tiny(methods=('uniform',)), target))
+  assert shown.startswith('2 x cpu')
+  for stage in ('search_uniform', 'derive_uniform', 'retrain'):
+    assert f'  {stage}: ' in shown
+  assert shown.count('fits: ') == 4
 
 
 def test_seeds_are_compared_in_tables(finished):
