@@ -1,6 +1,7 @@
 """The loop: everything about training that is not the paper."""
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
@@ -65,7 +66,7 @@ class Stage:
   step: Callable[[Any, Any, Any], tuple[Any, dict[str, jax.Array]]]
   params: Callable[[Any], Any]
   batch: Callable[[int], Any] = no_batch
-  frozen: Callable[[dict[str, Any]], Any] = lambda results: {}
+  frozen: Callable[[Mapping[str, Any]], Any] = lambda results: {}
   state_spec: Any = P()
   fsdp: bool = False
   init_only: tuple[str, ...] = ()
@@ -81,6 +82,37 @@ class Interrupted(Exception):
   def __init__(self, message: str, exit_code: int):
     super().__init__(message)
     self.exit_code = exit_code
+
+
+class _Results(Mapping):
+  """Stage -> its params, numpy.
+
+  What is saved is read when it is asked for: held, what one large stage hands
+  on would be memory that the next one lacks.
+  """
+
+  def __init__(self, mgr: checkpoint.Manager, given: Mapping[str, Any]):
+    self._mgr = mgr
+    self._found = dict(given)
+    self._steps = {}
+
+  def read(self, name: str, step: int) -> None:
+    """From the checkpoint of a step, whenever the stage is asked for."""
+    self._steps[name] = step
+
+  def hold(self, name: str, params: Any) -> None:
+    self._found[name] = params
+
+  def __getitem__(self, name: str) -> Any:
+    if name in self._found:
+      return self._found[name]
+    return checkpoint.restore_params(self._mgr, self._steps[name])
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._found | self._steps)
+
+  def __len__(self) -> int:
+    return len(self._found | self._steps)
 
 
 @dataclasses.dataclass
@@ -135,18 +167,20 @@ def fit(
           f'num_steps={stage.num_steps} of stage {stage.name!r}: a stage takes '
           'at least 1 round')
   ends = list(itertools.accumulate(stage.num_steps for stage in stages))
-  results = dict(given or {})
   with checkpoint.manager(workdir, keep=config.keep, milestones=ends) as mgr, \
       folder.stop_request() as stop:
-    run = _Run(config, mgr, stop, workdir)
+    run, results = _Run(config, mgr, stop, workdir), _Results(mgr, given or {})
     for stage, end in zip(stages, ends, strict=True):
-      results[stage.name] = checkpoint.finished_params(mgr, end)
-      if results[stage.name] is None:
-        results[stage.name] = _train(
+      results.read(stage.name, end)
+      if checkpoint.finished_params(mgr, end) is None:
+        params = _train(
             run, stage, end - stage.num_steps, stage.frozen(results))
+        allocator.release_freed_memory()
+        if params is not None:
+          results.hold(stage.name, params)
         if number := int(hosts.largest(_received(run))):
           _interrupt(run, stage, stage.num_steps, number)
-  return results
+    return dict(results)
 
 
 def abstract_frozen(stage: Stage, frozen: Any) -> Any:
@@ -211,14 +245,18 @@ def _compile(stage, target, frozen):
 
 
 def _train(run, stage, offset, frozen):
-  """Trains one stage from where it stands to its end; returns its params."""
+  """Trains one stage from where it stands to its end.
+
+  Returns:
+    Its params, numpy, where they could not be read; None if they are saved.
+  """
   config, started = run.config, time.monotonic()
   target = abstract_state(stage, frozen)
   compiled, gflop = _compile(stage, target, frozen)
   allocator.release_freed_memory()
   state = _start(run, stage, offset, frozen, target)
   frozen = _put(stage, read_by_step(stage, frozen))
-  first, recent, params = int(state.step), [], None
+  first, recent = int(state.step), []
   poll = hosts.make_poll(_IN_FLIGHT)
   logged = observed = time.monotonic()
   with metrics_lib.MetricsWriter(run.workdir, offset + first) as writer, \
@@ -255,11 +293,9 @@ def _train(run, stage, offset, frozen):
               stage.name, done, stage.num_steps, since=first + 1,
               seconds=seconds, scalars=scalars))
       if due:
-        params = hosts.fetch(stage.params(state))
         checkpoint.save(
-            run.mgr, offset + done, state=state, params=params, config=config)
-        # On a CPU they may be the state's own memory, which a step donates.
-        params = params if last else None
+            run.mgr, offset + done, state=state,
+            params=hosts.fetch(stage.params(state)), config=config)
         if stage.observe and (
             last or hosts.largest(
                 time.monotonic() - observed > _OBSERVE_SECONDS)):
@@ -269,7 +305,7 @@ def _train(run, stage, offset, frozen):
         _interrupt(run, stage, done, stopped)
   checkpoint.finish(run.mgr)
   # Without a step to do, the state was there and its params were not.
-  return hosts.fetch(stage.params(state)) if params is None else params
+  return hosts.fetch(stage.params(state)) if first == stage.num_steps else None
 
 
 def _received(run):

@@ -1,6 +1,7 @@
 """The loop on a line fit: one trace, exact resume, and how runs stop."""
 
 import dataclasses
+import gc
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import weakref
 
 import chex
 from flax import struct
@@ -139,6 +141,28 @@ def test_where_no_checkpoint_can_be_read_none_is_moved(tmp_path):
     loop.fit([line_stage(num_steps=6)], config(), str(tmp_path))
   assert sorted((tmp_path / 'checkpoints').iterdir()) == there
   assert (tmp_path / 'metrics.jsonl').read_text() == rows
+
+
+def test_what_a_stage_hands_on_is_not_held_while_the_next_one_trains(tmp_path):
+  handed_on = []
+
+  def frozen(results):
+    found = results['one']
+    handed_on.append(weakref.ref(found['w']))
+    return found
+
+  one, two = two_stages()
+
+  def batch(step):
+    if step:
+      gc.collect()
+      assert handed_on[0]() is None
+    return two.batch(step)
+
+  loop.fit(
+      [one, loop.dataclasses.replace(
+          two, frozen=frozen, init_only=('w',), batch=batch)],
+      config(), str(tmp_path))
 
 
 def test_damaged_params_of_a_finished_stage_come_from_its_state(
