@@ -69,7 +69,9 @@ def run(module, *arguments):
   done = subprocess.run(
       [sys.executable, '-m', module, *arguments], text=True, check=True,
       stdout=subprocess.PIPE, env={
-          **os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)})
+          **os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT),
+          # XLA takes longer to read a program this large than to compile it.
+          'JAX_ENABLE_COMPILATION_CACHE': 'false'})
   # ru_maxrss of the children is that of the largest of them.
   most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
   print(f'{module}: {time.monotonic() - start:.0f} s; the largest process so '
