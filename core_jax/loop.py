@@ -299,6 +299,8 @@ def _train(run, stage, offset, frozen):
         if stage.observe and (
             last or hosts.largest(
                 time.monotonic() - observed > _OBSERVE_SECONDS)):
+          # It may compile, beside the state.
+          allocator.release_freed_memory()
           stage.observe(state, frozen, run.workdir)
           observed = time.monotonic()
       if stopped and not last:
