@@ -46,7 +46,8 @@ class Stage:
     mesh: to run on, with the axes that `state_spec` names.
     init: frozen -> state, a dataclass of arrays with a `step`; compiled.
     step: (state, batch, frozen) -> (state, metrics); pure, compiled once.
-    params: state -> what the run hands on; saved as numpy.
+    params: state -> what the run hands on; saved as numpy, and read back with
+      lists for tuples.
     batch: step -> all rows, numpy; a function of the step alone.
     frozen: results of the stages before -> weights that `init` and `step`
       only read, a dict.

@@ -210,7 +210,8 @@ def _lstm(recurrent, inputs, carry):
     h = nn.sigmoid(o) * jnp.tanh(c)
     return (c, h), h
 
-  return jax.lax.scan(cell, carry, inputs)
+  # What a checkpoint gives back is a list.
+  return jax.lax.scan(cell, tuple(carry), inputs)
 
 
 class Recurrence(nn.Module):
