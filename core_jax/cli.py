@@ -115,8 +115,8 @@ def _target(name):
     return None
   # The devices are only described, and libtpu must not look for real ones.
   jax.config.update('jax_platforms', 'cpu')
-  # What is compiled never runs, and without haste a round of a large network
-  # takes the TPU compiler hours.
+  # What is compiled never runs, and without haste the TPU compiler takes a
+  # large network several times as long.
   jax.config.update('jax_exec_time_optimization_effort', -1.)
   return topology.describe(name)
 
