@@ -294,13 +294,16 @@ def _train(run, stage, offset, frozen):
               stage.name, done, stage.num_steps, since=first + 1,
               seconds=seconds, scalars=scalars))
       if due:
+        # What a step leaves free would lie beside what writing it takes.
+        allocator.release_freed_memory()
         checkpoint.save(
             run.mgr, offset + done, state=state,
             params=hosts.fetch(stage.params(state)), config=config)
         if stage.observe and (
             last or hosts.largest(
                 time.monotonic() - observed > _OBSERVE_SECONDS)):
-          # It may compile, beside the state.
+          # It may compile, beside the state, but not beside a save.
+          checkpoint.finish(run.mgr)
           allocator.release_freed_memory()
           stage.observe(state, frozen, run.workdir)
           observed = time.monotonic()

@@ -101,6 +101,17 @@ def test_the_last_checkpoint_of_each_stage_is_kept(tmp_path):
   assert kept == {6, 10, 12}
 
 
+def test_what_is_observed_is_on_disk_by_then(tmp_path):
+  def observe(state, frozen, workdir):
+    step = pathlib.Path(workdir) / 'checkpoints' / str(int(state.step))
+    seen.append((int(state.step), (step / 'commit_success.txt').exists()))
+
+  seen = []
+  stage = loop.dataclasses.replace(line_stage(), observe=observe)
+  loop.fit([stage], config(), str(tmp_path))
+  assert seen == [(6, True)]
+
+
 def test_the_step_is_traced_once(tmp_path):
   stage = line_stage()
   once = chex.assert_max_traces(stage.step, n=1)

@@ -163,7 +163,10 @@ def ordinal(net, source):
 
 
 def holds(name, x, y, sources, net, world):
-  """Whether predicate `name` is true of x and y."""
+  """Whether predicate `name` is true of x and y.
+
+  Long, as it is a table: a case for each predicate, in the order of the rules.
+  """
   first, last = (sources[0], sources[-1]) if sources else (None, None)
   match name:
     case 'is_one_type_of':
