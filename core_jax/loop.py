@@ -258,6 +258,8 @@ def _train(run, stage, offset, frozen):
   state = _start(run, stage, offset, frozen, target)
   frozen = _put(stage, read_by_step(stage, frozen))
   first, recent = int(state.step), []
+  # The state is there, and what it was born from is free.
+  allocator.release_freed_memory()
   poll = hosts.make_poll(_IN_FLIGHT)
   logged = observed = time.monotonic()
   with metrics_lib.MetricsWriter(run.workdir, offset + first) as writer, \
