@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from core_jax import allocator
 from core_jax import folder
 from core_jax import keys
 from core_jax import loop
@@ -24,6 +25,7 @@ from msd_jax import setup
 from msd_jax import watch
 from msd_jax.formats import source as source_lib
 
+_SHOWN = 4  # Images of a class, where nothing is measured.
 _TITLES = {
     'single_equal_batch': '1 student, equal batch',
     'single_equal_compute': '1 student, equal compute',
@@ -218,12 +220,15 @@ def _grid(run, path, labels, columns):
 
 def _unmeasured(run, params, path, key):
   """Samples alone, where no classifier's features measure them."""
-  labels = np.repeat(
-      np.arange(min(12, run.dataset.num_classes), dtype=np.int32), 4)
-  named = titles(run)
-  grid = _grid(run, path, labels, {
-      named[name]: np.clip(np.asarray(sampler(labels, key)), -1, 1)
-      for name, sampler in samplers(run, params).items()})
+  classes = np.arange(min(12, run.dataset.num_classes), dtype=np.int32)
+  named, columns = titles(run), {}
+  for name, sampler in samplers(run, params).items():
+    # One image a class at a time: large networks take gigabytes for many.
+    images = [np.asarray(sampler(classes, jax.random.fold_in(key, i)))
+              for i in range(_SHOWN)]
+    columns[named[name]] = np.clip(np.concatenate(images), -1, 1)
+    allocator.release_freed_memory()
+  grid = _grid(run, path, np.tile(classes, _SHOWN), columns)
   return {}, [
       report_lib.Heading('Samples'),
       report_lib.Figure(grid, 'Teacher and students'),
