@@ -286,9 +286,10 @@ def features_of_samples(
     num: N; published figures have 50,000.
     num_classes: Y.
     seed: of labels and noise.
-    batch_size: of a call of the sampler; not of the devices, or the noise
-      would depend on them.
+    batch_size: of a call of the sampler, where there are so many; not of the
+      devices, or the noise would depend on them.
   """
+  batch_size = min(batch_size, num)
   labels = labels_of(protocol, num, num_classes, seed)
   key, features = jax.random.key(seed), []
   for i, start in enumerate(range(0, num, batch_size)):
