@@ -1,7 +1,6 @@
 """The ImageNet-64 config at full width, from EDM's pickle to a FID, on a CPU.
 
-Marked slow: compiling a round for a CPU takes two cores most of an hour, and it
-has not come to its end yet; with `:tiny` in its variants it has. `-s` shows
+Marked slow: a variant takes two cores most of an hour, and 20 GB. `-s` shows
 what each command took.
 """
 
