@@ -237,6 +237,19 @@ def test_the_figure_is_that_of_all_images_at_once():
     assert got[name] == value
 
 
+def test_no_more_images_are_made_than_are_measured():
+  calls = []
+
+  def counting(labels, key):
+    calls.append(len(labels))
+    return sampler(labels, key)
+
+  features = fid.features_of_samples(
+      counting, lambda images: images.reshape(len(images), -1),
+      fid.PROTOCOLS['edm'], num=7, num_classes=5, seed=0)
+  assert calls == [7] and len(features) == 7
+
+
 def test_what_can_not_be_measured_is_refused():
   with pytest.raises(ValueError, match="protocol='fid' is not known"):
     measured(1, protocol='fid', seeds=[0])
