@@ -165,7 +165,7 @@ def ordinal(net, source):
 def holds(name, x, y, sources, net, world):
   """Whether predicate `name` is true of x and y.
 
-  Long, as it is a table: a case for each predicate, in the order of the rules.
+  Long, as it is a table: a case for each predicate.
   """
   first, last = (sources[0], sources[-1]) if sources else (None, None)
   match name:
