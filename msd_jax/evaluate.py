@@ -224,18 +224,24 @@ def evaluate_images(
     features[name] = flat.reshape(num_sets, len(labels), -1)
     figures[f'{name}_accuracy'] = _accuracy(logits, np.tile(labels, num_sets))
   for name, sets in features.items():
-    values = [frechet_distance(one, train_features) for one in sets]
-    figures[f'{name}_frechet'] = float(np.mean(values))
-    if name != 'floor':
-      spread = np.std(values, ddof=1) if num_sets > 1 else 0.0
-      figures[f'{name}_frechet_spread'] = float(spread)
-      figures[f'{name}_frechet_pooled'] = frechet_distance(
-          sets.reshape(-1, sets.shape[-1]), train_features)
+    figures |= _distances(name, sets, train_features)
   for name, router in partitions.items():
     figures |= _partition_figures(
         name, np.asarray(router), features, labels, train_features,
         train_labels, beside)
   return figures, samples
+
+
+def _distances(name, sets, real):
+  """Figures of sampler `name`, features [S, N, F], against `real` [M, F]."""
+  values = [frechet_distance(one, real) for one in sets]
+  figures = {f'{name}_frechet': float(np.mean(values))}
+  if name != 'floor':
+    spread = np.std(values, ddof=1) if len(sets) > 1 else 0.0
+    figures[f'{name}_frechet_spread'] = float(spread)
+    figures[f'{name}_frechet_pooled'] = frechet_distance(
+        sets.reshape(-1, sets.shape[-1]), real)
+  return figures
 
 
 def _partition_figures(

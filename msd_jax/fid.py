@@ -3,7 +3,7 @@
 Heusel et al. (2017) on the features of inception.py. Images are made and
 measured in an order that neither the number of devices nor of processes
 changes, and every device runs the same shapes: eight devices give the figure
-of one.
+of one, but for what XLA rounds otherwise in the images.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,8 @@ from scipy import linalg
 
 from msd_jax import inception
 
-# (labels int32 [n], key) -> images [n, H, W, C] in [-1, 1].
+# (labels int32 [d, n], keys [d]) -> images [d, n, H, W, C] in [-1, 1]: as many
+# batches at once as there are devices, a key for each.
 Sampler = Callable[[np.ndarray, jax.Array], jax.Array]
 # uint8 images [n, H, W, C] -> features float32 [n, F].
 Extractor = Callable[[np.ndarray], np.ndarray]
@@ -276,7 +277,8 @@ def write_reference(
 
 def features_of_samples(
     sampler: Sampler, extract: Extractor, protocol: Protocol, *, num: int,
-    num_classes: int, seed: int, batch_size: int = 256) -> np.ndarray:
+    num_classes: int, seed: int, num_devices: int = 1, batch_size: int = 256
+) -> np.ndarray:
   """Features [num, F] of the images that a seed makes.
 
   Args:
@@ -286,17 +288,23 @@ def features_of_samples(
     num: N; published figures have 50,000.
     num_classes: Y.
     seed: of labels and noise.
-    batch_size: of a call of the sampler, where there are so many; not of the
-      devices, or the noise would depend on them.
+    num_devices: d, batches of a call of the sampler.
+    batch_size: n, where there are so many; it does not hang on the devices, or
+      the noise would.
   """
   batch_size = min(batch_size, num)
   labels = labels_of(protocol, num, num_classes, seed)
   key, features = jax.random.key(seed), []
-  for i, start in enumerate(range(0, num, batch_size)):
-    rows = np.minimum(np.arange(start, start + batch_size), num - 1)
-    images = np.asarray(sampler(labels[rows], jax.random.fold_in(key, i)))
-    images = to_uint8(protocol, images[:num - start])
-    features.append(extract(images))
+  for start in range(0, num, num_devices * batch_size):
+    rows = start + np.arange(num_devices * batch_size)
+    rows = np.minimum(rows, num - 1).reshape(num_devices, batch_size)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(
+        key, start // batch_size + np.arange(num_devices))
+    images = np.asarray(sampler(labels[rows], keys))
+    images = images.reshape(-1, *images.shape[2:])[:num - start]
+    # One batch at a time: on some CPUs a feature hangs on its row's place.
+    for i in range(0, len(images), batch_size):
+      features.append(extract(to_uint8(protocol, images[i:i + batch_size])))
   return np.concatenate(features)
 
 
@@ -304,12 +312,14 @@ def measure(
     sampler: Sampler, extract: Extractor,
     reference: tuple[np.ndarray, np.ndarray], *, protocol: str, num: int,
     num_classes: int, seeds: Iterable[int],
-    real_features: np.ndarray | None = None, batch_size: int = 256,
+    real_features: np.ndarray | None = None, num_devices: int = 1,
+    batch_size: int = 256,
 ) -> dict[str, Any]:
   """The FID over seeds, with all that a reader needs to compare it.
 
   Args:
-    sampler, extract, num, num_classes, batch_size: see `features_of_samples`.
+    sampler, extract, num, num_classes, num_devices, batch_size: see
+      `features_of_samples`.
     reference: (mu, sigma) of the real images.
     protocol: 'edm' or 'dmd2'.
     seeds: one set of `num` images each; EDM reports the least of three.
@@ -326,7 +336,8 @@ def measure(
   for seed in seeds:
     features = features_of_samples(
         sampler, extract, PROTOCOLS[protocol], num=num,
-        num_classes=num_classes, seed=seed, batch_size=batch_size)
+        num_classes=num_classes, seed=seed, num_devices=num_devices,
+        batch_size=batch_size)
     values.append(frechet(
         *statistics(features, PROTOCOLS[protocol].start), *reference))
     if real_features is not None and not figures:

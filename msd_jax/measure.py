@@ -34,21 +34,19 @@ def image_batches(images: core_data.Source, rows: np.ndarray):
     yield core_data.take(images, rows[start:start + _BATCH])['image']
 
 
-def _extractor(args):
-  mesh = jax.make_mesh((jax.device_count(),), ('data',), axis_types=(
+def _mesh():
+  return jax.make_mesh((jax.device_count(),), ('data',), axis_types=(
       jax.sharding.AxisType.Auto,))
-  return fid.inception_extractor(args.inception, mesh, args.per_device)
 
 
 def measure_fid(args: argparse.Namespace) -> str:
   """The command's first half: see `fid.measure`."""
   params = export.read_students(args.students)
-  module = networks.from_description(params['network'])
-  # Once, and not with every batch.
-  params['generator'] = jax.device_put(params['generator'])
   reference = fid.read_reference(
-      args.reference, networks.example_shape(module)[0])
-  extract = _extractor(args)
+      args.reference, networks.example_shape(
+          networks.from_description(params['network']))[0])
+  mesh = _mesh()
+  extract = fid.inception_extractor(args.inception, mesh, args.per_device)
   real = None
   if args.real:
     images = read_images(args.real)
@@ -56,18 +54,18 @@ def measure_fid(args: argparse.Namespace) -> str:
     real = np.concatenate(
         [extract(batch) for batch in image_batches(images, rows)])
   return json.dumps(fid.measure(
-      lambda labels, key: routing.generate(params, labels, key), extract,
-      reference, protocol=args.protocol, num=args.num,
-      num_classes=len(params['router']), seeds=range(args.num_seeds),
-      real_features=real), indent=1)
+      routing.generate_on_each(params, mesh), extract, reference,
+      protocol=args.protocol, num=args.num, num_classes=len(params['router']),
+      seeds=range(args.num_seeds), real_features=real,
+      num_devices=mesh.size), indent=1)
 
 
 def write_reference(args: argparse.Namespace) -> str:
   """The command's second half: see `fid.write_reference`."""
   images = read_images(args.images)
   rows = np.arange(len(images))
-  fid.write_reference(
-      args.target, image_batches(images, rows), _extractor(args))
+  extract = fid.inception_extractor(args.inception, _mesh(), args.per_device)
+  fid.write_reference(args.target, image_batches(images, rows), extract)
   return f'statistics of {len(rows)} images in {args.target}'
 
 

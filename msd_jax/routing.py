@@ -7,6 +7,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from core_jax import data as core_data
@@ -71,17 +73,58 @@ def generate(
   Raises:
     ValueError: a label out of range, or of a student that is not there.
   """
+  labels = _check(params, labels)
+  module = networks.from_description(params['network'])
+  arrays = {name: params[name] for name in _ARRAYS}
+  if not len(labels):
+    return jnp.zeros((0, *networks.example_shape(module)))
+  return _generate(module, min(block_size, len(labels)), arrays, labels, key)
+
+
+def generate_on_each(
+    params: dict[str, Any], mesh: jax.sharding.Mesh, block_size: int = 64
+) -> Callable[[np.ndarray, jax.Array], jax.Array]:
+  """`generate` of a batch of its own on every device of a mesh, at once.
+
+  Args:
+    params: as `generate` takes them; copied to each device.
+    mesh: of n devices.
+    block_size: see `generate`.
+
+  Returns:
+    (labels int [n, B], typed PRNG keys [n]) -> images [n, B, ...], with the
+    errors of `generate`.
+  """
+  module = networks.from_description(params['network'])
+  whole, split = P(), P(mesh.axis_names)
+  arrays = jax.device_put(
+      {name: params[name] for name in _ARRAYS}, NamedSharding(mesh, whole))
+
+  # Nothing here sums over devices, which is all that is checked.
+  @jax.jit
+  @functools.partial(
+      jax.shard_map, mesh=mesh, in_specs=(whole, split, split),
+      out_specs=split, check_vma=False)
+  def each(arrays, labels, keys):
+    size = min(block_size, labels.shape[1])
+    return _generate(module, size, arrays, labels[0], keys[0])[None]
+
+  def call(labels, keys):
+    shape = np.shape(labels)
+    return each(arrays, _check(params, np.ravel(labels)).reshape(shape), keys)
+
+  return call
+
+
+def _check(params, labels):
+  """int32 [B]; ValueError for labels that no student here can be asked."""
   labels = check_labels(labels, params['router'].shape[0])
   absent = np.flatnonzero(np.asarray(params['router'])[labels] < 0)
   if absent.size:
     raise ValueError(
         f'labels[{absent[0]}] = {labels[absent[0]]} is a class of another '
         'student; msd_jax.open_students takes a folder of several')
-  module = networks.from_description(params['network'])
-  arrays = {name: params[name] for name in _ARRAYS}
-  if not len(labels):
-    return jnp.zeros((0, *networks.example_shape(module)))
-  return _generate(module, min(block_size, len(labels)), arrays, labels, key)
+  return labels
 
 
 def check_labels(labels: Any, num_classes: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
 import numpy as np
 import pytest
 
@@ -59,6 +60,21 @@ def test_an_image_does_not_change_with_its_company(params):
   others = msd_jax.generate(params, np.array([5, 1, 2, 3, 0]), key)
   rows = np.array([0, 3])  # labels that stay
   np.testing.assert_allclose(others[rows], whole[rows], rtol=1e-5)
+
+
+def test_eight_devices_make_the_batches_of_one(params):
+  labels = np.random.default_rng(0).integers(0, 6, (8, 5))
+  keys = jax.random.split(jax.random.key(2), 8)
+  mesh = jax.make_mesh((8,), ('data',), (AxisType.Auto,))
+  made = routing.generate_on_each(params, mesh, block_size=2)(labels, keys)
+  for i in range(8):
+    # XLA rounds otherwise in the program of several devices.
+    np.testing.assert_allclose(
+        made[i], msd_jax.generate(params, labels[i], keys[i], block_size=2),
+        rtol=1e-5, atol=1e-6)
+  with pytest.raises(ValueError, match='label 6 at index 9 is out of range'):
+    routing.generate_on_each(params, mesh)(
+        np.where(np.arange(40) == 9, 6, 0).reshape(8, 5), keys)
 
 
 def test_no_labels_are_no_images(params):
