@@ -30,9 +30,7 @@ def two_processes(workdir):
     found.bind(('localhost', 0))
     port = found.getsockname()[1]
   environment = {
-      **os.environ, 'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu',
-      'JAX_NUM_CPU_DEVICES': '1', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-      'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
+      **os.environ, 'PYTHONPATH': str(ROOT), 'JAX_NUM_CPU_DEVICES': '1',
       'JAX_COORDINATOR_ADDRESS': f'localhost:{port}'}
   processes = [
       subprocess.Popen(

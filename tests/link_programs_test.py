@@ -16,7 +16,7 @@ def call(name, *args, path=ROOT):
   """(exit status, lines of its errors) of a program."""
   found = subprocess.run(
       [sys.executable, '-m', f'link_jax.{name}', *args], cwd=ROOT,
-      env=os.environ | {'PYTHONPATH': str(path), 'JAX_PLATFORMS': 'cpu'},
+      env=os.environ | {'PYTHONPATH': str(path)},
       capture_output=True, text=True)
   return found.returncode, found.stderr.splitlines()
 

@@ -69,7 +69,8 @@ def run(module, *arguments):
   done = subprocess.run(
       [sys.executable, '-m', module, *arguments], text=True, check=True,
       stdout=subprocess.PIPE, env={
-          **os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT),
+          **os.environ, 'PYTHONPATH': str(ROOT),
+          'JAX_DISABLE_MOST_OPTIMIZATIONS': 'false',
           # XLA takes longer to read a program this large than to compile it.
           'JAX_ENABLE_COMPILATION_CACHE': 'false'})
   # ru_maxrss of the children is that of the largest of them.

@@ -181,12 +181,9 @@ def fit(config, workdir, devices):
   return loop.fit(stages.make_stages(run), config, str(workdir))
 
 
-@pytest.mark.parametrize('student_stages', ['dm', 'adm'])
-def test_split_states_train_the_same_students_as_one_device(
-    student_stages, tmp_path):
-  whole = small_digits(student_stages=student_stages)
-  split = small_digits(
-      student_stages=student_stages, **{'compute.fsdp': True})
+def test_split_states_train_the_same_students_as_one_device(tmp_path):
+  whole = small_digits(student_stages='adm')
+  split = small_digits(student_stages='adm', **{'compute.fsdp': True})
   run = setup.make(split, jax.devices())
   stage = stages.make_stages(run)[-1]
   frozen = jax.eval_shape(

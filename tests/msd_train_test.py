@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 
-import chex
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -19,7 +18,6 @@ import pytest
 from configs import digits
 from configs import fashion
 from configs import toy2d
-from core_jax import loop
 import msd_jax
 from msd_jax import partition
 from msd_jax import setup
@@ -56,8 +54,7 @@ def command(*args):
 
 
 def environment(**changes):
-  return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT),
-          **changes}
+  return {**os.environ, 'PYTHONPATH': str(ROOT), **changes}
 
 
 def run(*args, **changes):
@@ -71,8 +68,6 @@ def test_a_config_runs_to_its_report_and_traces_each_step_once(
     name, tmp_path, monkeypatch):
   config = tiny(name, tmp_path)
   make_stages = stages.make_stages
-
-
   traces = collections.Counter()
 
   def counted(stage):
@@ -95,19 +90,6 @@ def test_a_config_runs_to_its_report_and_traces_each_step_once(
   assert saved['num_students'] == config.num_students
   images = msd_jax.generate(params, np.arange(4), jax.random.key(0))
   assert np.isfinite(images).all()
-
-
-def test_eight_devices_train_the_same_students_as_one(tmp_path):
-  results = []
-  for devices in (jax.devices()[:1], jax.devices()):
-    config = tiny('digits', tmp_path, baselines=())
-    run = setup.make(config)
-    mesh = setup.mesh_lib.make_mesh(4, devices=devices)
-    run = dataclasses.replace(run, mesh=mesh)
-    results.append(loop.fit(
-        stages.make_stages(run), config, str(tmp_path / str(len(devices)))))
-  one, eight = results
-  chex.assert_trees_all_close(one, eight, atol=1e-4)
 
 
 def test_a_teacher_of_another_run_is_taken_and_checked(
@@ -147,8 +129,8 @@ def final_bits(workdir):
 
 
 def test_a_run_killed_at_five_random_moments_ends_in_the_same_bits(tmp_path):
-  args = ['--config=configs/digits.py:tiny', '--config.teacher.num_steps=40',
-          '--config.students.num_steps=40', '--config.baselines=()']
+  args = ['--config=configs/digits.py:tiny', '--config.teacher.num_steps=20',
+          '--config.students.num_steps=20', '--config.baselines=()']
   started = time.monotonic()
   done = run(*args, f'--workdir={tmp_path}/whole')
   seconds = time.monotonic() - started
