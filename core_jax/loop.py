@@ -254,6 +254,8 @@ def _train(run, stage, offset, frozen):
   config, started = run.config, time.monotonic()
   target = abstract_state(stage, frozen)
   compiled, gflop = _compile(stage, target, frozen)
+  # What tracing has kept, and the programs of the stage before.
+  jax.clear_caches()
   allocator.release_freed_memory()
   state = _start(run, stage, offset, frozen, target)
   frozen = _put(stage, read_by_step(stage, frozen))
