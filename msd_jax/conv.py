@@ -21,11 +21,6 @@ import chex
 import jax
 from jax.experimental import xla_metadata
 import jax.numpy as jnp
-import numpy as np
-
-# G of the paper's equation 10: a kernel of 3 taps seen at 4 points. [4, 3]
-_KERNEL_TRANSFORM = np.array(
-    [[1, 0, 0], [.5, .5, .5], [.5, -.5, .5], [0, 0, 1]], np.float32)
 
 
 def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -124,16 +119,25 @@ def _winograd_gradients(x, kernel, dy):
   products = [
       tile.T @ d_tile for tile, d_tile in
       zip(_input_tiles(x), _output_gradient_tiles(dy), strict=True)]
-  products = jnp.stack(products).reshape(4, 4, *kernel.shape[2:])
-  g = _KERNEL_TRANSFORM.astype(x.dtype)
-  return dx, jnp.einsum('pi,qj,pqcd->ijcd', g, g, products)
+  return dx, _join_kernel_tiles(products)
 
 
 def _kernel_tiles(kernel):
   """G g G^T: [3, 3, C, D] -> 16 arrays [C, D]."""
-  g = _KERNEL_TRANSFORM.astype(kernel.dtype)
-  tiles = jnp.einsum('pi,qj,ijcd->pqcd', g, g, kernel)
-  return [tiles[p, q] for p in range(4) for q in range(4)]
+  def transform(g):
+    ends, middle = .5 * (g[0] + g[2]), .5 * g[1]
+    return g[0], ends + middle, ends - middle, g[2]
+  return _transform_2d(transform, kernel)
+
+
+def _join_kernel_tiles(products):
+  """G^T m G, the transpose of the above: 16 arrays [C, D] -> [3, 3, C, D]."""
+  def transform(m):
+    total, difference = .5 * (m[1] + m[2]), .5 * (m[1] - m[2])
+    return m[0] + total, difference, total + m[3]
+  tiles = [products[4 * p:4 * p + 4] for p in range(4)]
+  taps = jnp.stack(_transform_2d(transform, tiles))
+  return taps.reshape(3, 3, *taps.shape[1:])
 
 
 def _input_tiles(x):
