@@ -73,11 +73,14 @@ def run(module, *arguments):
           'JAX_DISABLE_MOST_OPTIMIZATIONS': 'false',
           # XLA takes longer to read a program this large than to compile it.
           'JAX_ENABLE_COMPILATION_CACHE': 'false'})
-  # ru_maxrss of the children is that of the largest of them.
-  most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
   print(f'{module}: {time.monotonic() - start:.0f} s; the largest process so '
-        f'far had {most:.1f} GB', flush=True)
+        f'far had {most_gigabytes():.1f} GB', flush=True)
   return done.stdout
+
+
+def most_gigabytes():
+  """Of memory, that the largest of the commands so far had."""
+  return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
 
 
 @pytest.mark.slow
@@ -104,4 +107,4 @@ def test_from_edms_pickle_to_a_fid_under_20_gb(
   rows = [json.loads(line) for line in open('run/metrics.jsonl')]
   assert {(row['stage'], row['step']) for row in rows} == {
       (stage, 2 * i + j) for i, stage in enumerate(stages) for j in (1, 2)}
-  assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 20e6
+  assert most_gigabytes() < 20
