@@ -1,7 +1,6 @@
 """The ImageNet-64 config at full width, from EDM's pickle to a FID, on a CPU.
 
-Marked slow: a variant takes two cores most of an hour, and 20 GB; neither has
-passed from end to end yet (docs/msd.md says how far). `-s` shows what each
+Marked slow: a variant takes two cores an hour, and 20 GB. `-s` shows what each
 command took.
 """
 
