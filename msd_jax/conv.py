@@ -123,7 +123,7 @@ def _winograd_gradients(x, kernel, dy):
 
 
 def _kernel_tiles(kernel):
-  """G g G^T: [3, 3, C, D] -> 16 arrays [C, D]."""
+  """G g G^T, with G of equation 10: [3, 3, C, D] -> 16 arrays [C, D]."""
   def transform(g):
     ends, middle = .5 * (g[0] + g[2]), .5 * g[1]
     return g[0], ends + middle, ends - middle, g[2]

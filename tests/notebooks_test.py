@@ -27,5 +27,4 @@ def test_a_notebook_runs_from_top_to_bottom(path, tmp_path):
   assert "get_config('tiny')" in source(path)
   subprocess.run(
       [sys.executable, '-c', source(path)], cwd=tmp_path, check=True,
-      env={**os.environ, 'MPLBACKEND': 'agg',
-           'PYTHONPATH': str(ROOT)})
+      env={**os.environ, 'MPLBACKEND': 'agg', 'PYTHONPATH': str(ROOT)})
