@@ -251,7 +251,7 @@ def _train(run, stage, offset, frozen):
   Returns:
     Its params, numpy, where they could not be read; None if they are saved.
   """
-  config, started = run.config, time.monotonic()
+  started = time.monotonic()
   target = abstract_state(stage, frozen)
   compiled, gflop = _compile(stage, target, frozen)
   # What tracing has kept, and the programs of the stage before.
@@ -259,63 +259,94 @@ def _train(run, stage, offset, frozen):
   allocator.release_freed_memory()
   state = _start(run, stage, offset, frozen, target)
   frozen = _put(stage, read_by_step(stage, frozen))
-  first, recent = int(state.step), []
+  first = int(state.step)
   # The state is there, and what it was born from is free.
   allocator.release_freed_memory()
   poll = hosts.make_poll(_IN_FLIGHT)
-  logged = observed = time.monotonic()
   with metrics_lib.MetricsWriter(run.workdir, offset + first) as writer, \
       contextlib.closing(
           data.prefetch(stage.batch, first, stage.num_steps)) as batches:
+    log = _Log(run, stage, writer, offset, first, gflop, started)
+    observed = time.monotonic()
     for i, batch in batches:
       batch = mesh_lib.put(batch, stage.mesh, P('data'))
       # The order within one turn is a contract: update, check and log, save.
       state, metrics = compiled(state, batch, frozen)
-      recent.append(metrics)
-      if len(recent) > _IN_FLIGHT:
-        jax.block_until_ready(recent[-1 - _IN_FLIGHT])
+      log.add(metrics)
       done = i + 1
       last, stopped = done == stage.num_steps, poll(_received(run))
-      due = last or stopped or done % config.checkpoint_every_steps == 0
-      log = last or done % config.log_every_steps == 0
-      if due or log or done == first + 1:
-        scalars = _means(recent)
-        if log:
-          now = time.monotonic()
-          writer.write(offset + done, stage.name, scalars, seconds=now - logged,
-                       gflop=len(recent) * gflop)
-          recent, logged = [], now
-        _check_finite(run, stage, done, scalars)
-        if log and (warning := stage.watch(scalars)):
-          _print(f'warning: {stage.name} {done}: {warning}')
-        seconds = time.monotonic() - started
-        if done == first + 1:  # It compiled, which says nothing of the rate.
-          _print(f'{stage.name} {done}/{stage.num_steps}  first step in '
-                 f'{seconds:.1f} s')
-          started = time.monotonic()
-        else:
-          _print(metrics_lib.progress_line(
-              stage.name, done, stage.num_steps, since=first + 1,
-              seconds=seconds, scalars=scalars))
+      due = last or stopped or done % run.config.checkpoint_every_steps == 0
+      log.tell(done, anyhow=due)
       if due:
-        # What a step leaves free would lie beside what writing it takes.
-        allocator.release_freed_memory()
-        checkpoint.save(
-            run.mgr, offset + done, state=state,
-            params=hosts.fetch(stage.params(state)), config=config)
-        if stage.observe and (
-            last or hosts.largest(
-                time.monotonic() - observed > _OBSERVE_SECONDS)):
-          # It may compile, beside the state, but not beside a save.
-          checkpoint.finish(run.mgr)
-          allocator.release_freed_memory()
-          stage.observe(state, frozen, run.workdir)
+        _save(run, stage, offset + done, state)
+        if stage.observe and (last or hosts.largest(
+            time.monotonic() - observed > _OBSERVE_SECONDS)):
+          _observe(run, stage, state, frozen)
           observed = time.monotonic()
       if stopped and not last:
         _interrupt(run, stage, done, stopped)
   checkpoint.finish(run.mgr)
   # Without a step to do, the state was there and its params were not.
   return hosts.fetch(stage.params(state)) if first == stage.num_steps else None
+
+
+class _Log:
+  """What the steps of a stage say, to the metrics' file and to people."""
+
+  def __init__(self, run, stage, writer, offset, first, gflop, started):
+    self._run, self._stage, self._writer = run, stage, writer
+    self._offset, self._first, self._gflop = offset, first, gflop
+    self._started = started  # Seconds; the rate of steps counts from here.
+    self._logged = time.monotonic()
+    self._recent = []
+
+  def add(self, metrics):
+    """Takes a step's metrics, and waits where too many steps are in flight."""
+    self._recent.append(metrics)
+    if len(self._recent) > _IN_FLIGHT:
+      jax.block_until_ready(self._recent[-1 - _IN_FLIGHT])
+
+  def tell(self, done, anyhow):
+    """Writes where a line is due; there, and `anyhow`, checks and prints."""
+    stage, is_first = self._stage, done == self._first + 1
+    due = (done == stage.num_steps
+           or done % self._run.config.log_every_steps == 0)
+    if not (due or anyhow or is_first):
+      return
+    scalars = _means(self._recent)
+    if due:
+      now = time.monotonic()
+      self._writer.write(
+          self._offset + done, stage.name, scalars, seconds=now - self._logged,
+          gflop=len(self._recent) * self._gflop)
+      self._recent, self._logged = [], now
+    _check_finite(self._run, stage, done, scalars)
+    if due and (warning := stage.watch(scalars)):
+      _print(f'warning: {stage.name} {done}: {warning}')
+    seconds = time.monotonic() - self._started
+    if is_first:  # It compiled, which says nothing of the rate.
+      _print(f'{stage.name} {done}/{stage.num_steps}  first step in '
+             f'{seconds:.1f} s')
+      self._started = time.monotonic()
+    else:
+      _print(metrics_lib.progress_line(
+          stage.name, done, stage.num_steps, since=self._first + 1,
+          seconds=seconds, scalars=scalars))
+
+
+def _save(run, stage, step, state):
+  # What a step leaves free would lie beside what writing it takes.
+  allocator.release_freed_memory()
+  checkpoint.save(
+      run.mgr, step, state=state, params=hosts.fetch(stage.params(state)),
+      config=run.config)
+
+
+def _observe(run, stage, state, frozen):
+  # It may compile, beside the state, but not beside a save.
+  checkpoint.finish(run.mgr)
+  allocator.release_freed_memory()
+  stage.observe(state, frozen, run.workdir)
 
 
 def _received(run):

@@ -22,14 +22,30 @@ from scipy import linalg
 
 from msd_jax import inception
 
-# (labels int32 [d, n], keys [d]) -> images [d, n, H, W, C] in [-1, 1]: as many
-# batches at once as there are devices, a key for each.
-Sampler = Callable[[np.ndarray, jax.Array], jax.Array]
 # uint8 images [n, H, W, C] -> features float32 [n, F].
 Extractor = Callable[[np.ndarray], np.ndarray]
 
 PER_DEVICE = 32  # Images of a call, on each device.
 _ROWS = 1000  # Of a block of distances.
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+  """What makes images, several batches at once.
+
+  Attributes:
+    generate: (labels int32 [d, n], keys [d]) -> images [d, n, H, W, C] in
+      [-1, 1], a key for each batch.
+    num_classes: Y.
+    num_devices: d.
+    batch_size: n, where as many are wanted; it does not hang on the devices,
+      or the noise would.
+  """
+
+  generate: Callable[[np.ndarray, jax.Array], jax.Array]
+  num_classes: int
+  num_devices: int = 1
+  batch_size: int = 256
 
 
 class StatisticsError(ValueError):
@@ -277,8 +293,7 @@ def write_reference(
 
 def features_of_samples(
     sampler: Sampler, extract: Extractor, protocol: Protocol, *, num: int,
-    num_classes: int, seed: int, num_devices: int = 1, batch_size: int = 256
-) -> np.ndarray:
+    seed: int) -> np.ndarray:
   """Features [num, F] of the images that a seed makes.
 
   Args:
@@ -286,21 +301,18 @@ def features_of_samples(
     extract: see Extractor.
     protocol: one of PROTOCOLS.
     num: N; published figures have 50,000.
-    num_classes: Y.
     seed: of labels and noise.
-    num_devices: d, batches of a call of the sampler.
-    batch_size: n, where there are so many; it does not hang on the devices, or
-      the noise would.
   """
-  batch_size = min(batch_size, num)
-  labels = labels_of(protocol, num, num_classes, seed)
+  batch_size = min(sampler.batch_size, num)
+  labels = labels_of(protocol, num, sampler.num_classes, seed)
   key, features = jax.random.key(seed), []
-  for start in range(0, num, num_devices * batch_size):
-    rows = start + np.arange(num_devices * batch_size)
-    rows = np.minimum(rows, num - 1).reshape(num_devices, batch_size)
+  at_once = sampler.num_devices * batch_size
+  for start in range(0, num, at_once):
+    rows = np.minimum(start + np.arange(at_once), num - 1)
+    rows = rows.reshape(sampler.num_devices, batch_size)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(
-        key, start // batch_size + np.arange(num_devices))
-    images = np.asarray(sampler(labels[rows], keys))
+        key, start // batch_size + np.arange(sampler.num_devices))
+    images = np.asarray(sampler.generate(labels[rows], keys))
     images = images.reshape(-1, *images.shape[2:])[:num - start]
     # One batch at a time: on some CPUs a feature hangs on its row's place.
     for i in range(0, len(images), batch_size):
@@ -311,15 +323,12 @@ def features_of_samples(
 def measure(
     sampler: Sampler, extract: Extractor,
     reference: tuple[np.ndarray, np.ndarray], *, protocol: str, num: int,
-    num_classes: int, seeds: Iterable[int],
-    real_features: np.ndarray | None = None, num_devices: int = 1,
-    batch_size: int = 256,
+    seeds: Iterable[int], real_features: np.ndarray | None = None,
 ) -> dict[str, Any]:
   """The FID over seeds, with all that a reader needs to compare it.
 
   Args:
-    sampler, extract, num, num_classes, num_devices, batch_size: see
-      `features_of_samples`.
+    sampler, extract, num: see `features_of_samples`.
     reference: (mu, sigma) of the real images.
     protocol: 'edm' or 'dmd2'.
     seeds: one set of `num` images each; EDM reports the least of three.
@@ -335,9 +344,7 @@ def measure(
   seeds, values, figures = list(seeds), [], {}
   for seed in seeds:
     features = features_of_samples(
-        sampler, extract, PROTOCOLS[protocol], num=num,
-        num_classes=num_classes, seed=seed, num_devices=num_devices,
-        batch_size=batch_size)
+        sampler, extract, PROTOCOLS[protocol], num=num, seed=seed)
     values.append(frechet(
         *statistics(features, PROTOCOLS[protocol].start), *reference))
     if real_features is not None and not figures:

@@ -53,11 +53,11 @@ def measure_fid(args: argparse.Namespace) -> str:
     rows = np.random.default_rng(0).permutation(len(images))[:args.num]
     real = np.concatenate(
         [extract(batch) for batch in image_batches(images, rows)])
+  sampler = fid.Sampler(
+      routing.generate_on_each(params, mesh), len(params['router']), mesh.size)
   return json.dumps(fid.measure(
-      routing.generate_on_each(params, mesh), extract, reference,
-      protocol=args.protocol, num=args.num, num_classes=len(params['router']),
-      seeds=range(args.num_seeds), real_features=real,
-      num_devices=mesh.size), indent=1)
+      sampler, extract, reference, protocol=args.protocol, num=args.num,
+      seeds=range(args.num_seeds), real_features=real), indent=1)
 
 
 def write_reference(args: argparse.Namespace) -> str:

@@ -66,13 +66,19 @@ def make_panels(
     labels = classes[jnp.arange(_PER_STUDENT) % size]
     x = turns.generated(
         networks.generator, student.generator, z, labels, settings.sigma_max)
+
+    def predicted(level):
+      sigma = jnp.broadcast_to(level, labels.shape)
+      noisy = x + level * noise
+      return (networks.teacher(teacher, noisy, sigma, labels),
+              networks.fake(student.fake, noisy, sigma, labels))
+
+    # A loop, so that the networks are compiled once.
+    real, fake = jax.lax.map(predicted, levels[jnp.array(PANEL_LEVELS)])
     found = {'G(z)': x}
-    for level in PANEL_LEVELS:
-      sigma = jnp.broadcast_to(levels[level], labels.shape)
-      noisy = x + sigma[0] * noise
-      at = f'level {level}'
-      found[f'real, {at}'] = networks.teacher(teacher, noisy, sigma, labels)
-      found[f'fake, {at}'] = networks.fake(student.fake, noisy, sigma, labels)
+    for i, level in enumerate(PANEL_LEVELS):
+      found[f'real, level {level}'] = real[i]
+      found[f'fake, level {level}'] = fake[i]
     return found
 
   @jax.jit

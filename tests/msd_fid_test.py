@@ -190,7 +190,7 @@ KERNEL = np.random.default_rng(0).standard_normal((3, 3, 3, 8), np.float32)
 
 
 @jax.vmap
-def sampler(labels, key):
+def generate(labels, key):
   noise = jax.random.normal(key, (len(labels), 8, 8, 3))
   return .3 * noise + (labels / 5 - .4)[:, None, None, None]
 
@@ -200,8 +200,8 @@ def measured(num_devices, **kwargs):
   real = np.random.default_rng(1).integers(0, 256, (150, 8, 8, 3), np.uint8)
   real = extract(real)
   return fid.measure(
-      sampler, extract, fid.statistics(real), num=100, num_classes=5,
-      batch_size=24, num_devices=num_devices, real_features=real, **kwargs)
+      fid.Sampler(generate, 5, num_devices, batch_size=24), extract,
+      fid.statistics(real), num=100, real_features=real, **kwargs)
 
 
 def test_eight_devices_give_the_figure_of_one():
@@ -223,7 +223,7 @@ def test_the_figure_is_that_of_all_images_at_once():
   labels = np.arange(100) % 5
   key = jax.random.key(4)
   labels = np.r_[labels, np.full(20, labels[-1])].reshape(5, 24)
-  images = sampler(labels, jnp.stack(
+  images = generate(labels, jnp.stack(
       [jax.random.fold_in(key, i) for i in range(5)]))
   images = np.asarray(images).reshape(-1, 8, 8, 3)[:100]
   features = np.asarray(apply(KERNEL, fid.to_uint8(protocol, images)))
@@ -242,11 +242,11 @@ def test_no_more_images_are_made_than_are_measured():
 
   def counting(labels, key):
     calls.append(labels.shape)
-    return sampler(labels, key)
+    return generate(labels, key)
 
   features = fid.features_of_samples(
-      counting, lambda images: images.reshape(len(images), -1),
-      fid.PROTOCOLS['edm'], num=7, num_classes=5, seed=0)
+      fid.Sampler(counting, 5), lambda images: images.reshape(len(images), -1),
+      fid.PROTOCOLS['edm'], num=7, seed=0)
   assert calls == [(1, 7)] and len(features) == 7
 
 
