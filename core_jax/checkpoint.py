@@ -1,10 +1,11 @@
 """Checkpoints: `state` resumes a run on any mesh, `params` loads anywhere.
 
-`<workdir>/checkpoints/<step>/` has three items: `state`, as the step left it;
+`<workdir>/checkpoints/<step>/` has four items: `state`, as the step left it;
 `params`, what a program downstream wants, with numpy leaves that carry no
-device layout; `config`, as JSON.
+device layout; as JSON, `config`, and `reached`, where in the run it is.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 import itertools
 import pathlib
@@ -43,6 +44,7 @@ def save(
     state: Any,
     params: Any,
     config: ml_collections.ConfigDict,
+    reached: Mapping[str, Any],
 ) -> None:
   """Starts to save in the background; an error of the last save rises here.
 
@@ -52,6 +54,7 @@ def save(
     state: on the devices.
     params: with numpy leaves.
     config: of the run.
+    reached: see `reached`.
 
   Raises:
     CheckpointError: the disk is full or the folder not writable.
@@ -60,7 +63,8 @@ def save(
     mgr.save(step, force=True, args=ocp.args.Composite(
         state=ocp.args.StandardSave(state),
         params=ocp.args.StandardSave(params),
-        config=ocp.args.JsonSave(config.to_dict())))
+        config=ocp.args.JsonSave(config.to_dict()),
+        reached=ocp.args.JsonSave(dict(reached))))
   except Exception as e:
     raise _unwritten(mgr, e) from e
 
@@ -176,15 +180,37 @@ def load(workdir: str, step: int | None = None) -> tuple[Any, dict[str, Any]]:
   Raises:
     FileNotFoundError: the folder has no checkpoint.
   """
+  path = _path(workdir, step)
+  with ocp.StandardCheckpointer() as reader:
+    params = reader.restore(path / 'params')
+  return params, _read_json(path / 'config')
+
+
+def load_config(workdir: str) -> dict[str, Any]:
+  """The config of a run that has a checkpoint; errors are those of `load`."""
+  return _read_json(_path(workdir) / 'config')
+
+
+def reached(workdir: str) -> dict[str, Any]:
+  """Where a run's newest checkpoint is; errors are those of `load`.
+
+  Returns:
+    'stage', its name; 'step' of 'num_steps' of that stage; 'last_stage', a
+    bool: no stage comes after it.
+  """
+  return _read_json(_path(workdir) / 'reached')
+
+
+def _path(workdir, step=None):
   path = pathlib.Path(workdir).absolute() / 'checkpoints'
   steps = sorted(int(p.name) for p in path.glob('[0-9]*') if p.name.isdigit())
   if not steps or (step is not None and step not in steps):
     raise FileNotFoundError(
         f'No checkpoint {"" if step is None else step} in {path}; '
         f'it has steps {steps}')
-  path = path / str(steps[-1] if step is None else step)
-  with ocp.StandardCheckpointer() as reader:
-    params = reader.restore(path / 'params')
+  return path / str(steps[-1] if step is None else step)
+
+
+def _read_json(path):
   with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-    config = reader.restore(path / 'config')
-  return params, config
+    return reader.restore(path)

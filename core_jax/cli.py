@@ -77,6 +77,9 @@ def run(
         return
       join()
       path = workdir.value or _default_workdir(package)
+      if not workdir.value:
+        # `folder.resume_command` is asked for a part of the run, too.
+        sys.argv.append(f'--workdir={path}')
       platform.work_unit().set_task_status(f'{package}: {path}')
       try:
         with contextlib.ExitStack() as stack:

@@ -124,6 +124,7 @@ class _Run:
   mgr: checkpoint.Manager
   stop: folder.StopRequest
   workdir: str
+  last_stage: str
 
 
 def fit(
@@ -170,7 +171,8 @@ def fit(
   ends = list(itertools.accumulate(stage.num_steps for stage in stages))
   with checkpoint.manager(workdir, keep=config.keep, milestones=ends) as mgr, \
       folder.stop_request() as stop:
-    run, results = _Run(config, mgr, stop, workdir), _Results(mgr, given or {})
+    run = _Run(config, mgr, stop, workdir, stages[-1].name)
+    results = _Results(mgr, given or {})
     for stage, end in zip(stages, ends, strict=True):
       results.read(stage.name, end)
       if checkpoint.finished_params(mgr, end) is None:
@@ -278,7 +280,7 @@ def _train(run, stage, offset, frozen):
       due = last or stopped or done % run.config.checkpoint_every_steps == 0
       log.tell(done, anyhow=due)
       if due:
-        _save(run, stage, offset + done, state)
+        _save(run, stage, offset, done, state)
         if stage.observe and (last or hosts.largest(
             time.monotonic() - observed > _OBSERVE_SECONDS)):
           _observe(run, stage, state, frozen)
@@ -334,12 +336,14 @@ class _Log:
           seconds=seconds, scalars=scalars))
 
 
-def _save(run, stage, step, state):
+def _save(run, stage, offset, done, state):
   # What a step leaves free would lie beside what writing it takes.
   allocator.release_freed_memory()
   checkpoint.save(
-      run.mgr, step, state=state, params=hosts.fetch(stage.params(state)),
-      config=run.config)
+      run.mgr, offset + done, state=state,
+      params=hosts.fetch(stage.params(state)), config=run.config, reached={
+          'stage': stage.name, 'step': done, 'num_steps': stage.num_steps,
+          'last_stage': stage.name == run.last_stage})
 
 
 def _observe(run, stage, state, frozen):

@@ -113,6 +113,9 @@ def convert(source: str, target: str, *, one_step: bool = False) -> str:
     torch_files.FileError: the source can't be read, or the target exists.
     published.MismatchError: the source is of an unknown architecture.
   """
+  if one_step and (os.path.isdir(source) or target.endswith(_SAFETENSORS)):
+    raise torch_files.FileError(
+        '--one_step is for a file that becomes a folder')
   if os.path.exists(target):
     raise torch_files.FileError(f'{target}: exists already')
   if not os.path.exists(source):

@@ -76,9 +76,10 @@ def load(config: ml_collections.ConfigDict) -> Dataset:
   dataset = _LOADERS[config.dataset](config.data_path)
   promised = config.get('declared')
   if promised:
-    for field, wanted in (('shape', tuple(promised.shape)),
-                          ('num_classes', promised.num_classes)):
-      found = getattr(dataset, field)
+    for field, found, wanted in (
+        ('shape', dataset.shape, tuple(promised.shape)),
+        ('num_classes', dataset.num_classes, promised.num_classes),
+        ('num_train', len(dataset.train), promised.num_train)):
       if found != wanted:
         raise DataError(
             f'{config.data_path or config.dataset} has {field}={found}, '

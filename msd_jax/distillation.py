@@ -13,7 +13,6 @@ import jax
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
-from core_jax import checkpoint
 from core_jax import keys
 from core_jax import loop
 from core_jax import mesh as mesh_lib
@@ -21,6 +20,7 @@ from msd_jax import batches
 from msd_jax import data
 from msd_jax import diffusion
 from msd_jax import distances
+from msd_jax import given as given_lib
 from msd_jax import losses
 from msd_jax import networks
 from msd_jax import partition
@@ -122,9 +122,9 @@ def _keeps_fake(stage):
 
 def _start_name(run):
   """The stage whose params a first stage starts from; '' for none."""
-  if run.student == run.teacher:
-    return 'teacher'
-  return 'score_matching' if run.config.score_matching.num_steps else ''
+  if 'score_matching' in given_lib.teacher_steps(run.config):
+    return 'score_matching'
+  return 'teacher' if run.student == run.teacher else ''
 
 
 def _beginning(run, stage, results):
@@ -146,7 +146,8 @@ def _bundle(run, stage, router, sigma_min, state):
   bundle = routing.bundle(
       learnt.generator if learnt.ema is None else learnt.ema, run.student,
       router, sigma_max=run.config.sigma_max,
-      sigma_data=run.config.sigma_data, sigma_min=sigma_min)
+      sigma_data=run.config.sigma_data, sigma_min=sigma_min,
+      ema_decay=setup.stage_settings(run.config, stage.kind).ema_decay)
   last = stage.name == stage.students
   if not last and isinstance(learnt, turns.Student):
     bundle['fake'] = learnt.fake
@@ -322,7 +323,7 @@ def _large_students(run, router):
   if not path:
     raise ValueError(
         'post.workdir is not set: the run whose students are to be imitated')
-  bundle, saved = checkpoint.load(path)
+  bundle, saved = given_lib.students(path)
   for field in ('dataset', 'data_path', 'sigma_data', 'sigma_max'):
     if saved[field] != config[field]:
       raise ValueError(

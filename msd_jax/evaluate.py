@@ -20,6 +20,7 @@ import numpy as np
 from core_jax import data as core_data
 from msd_jax import fid
 from msd_jax import pixels
+from msd_jax import toy2d
 from msd_jax.formats import source as source_lib
 
 # (labels int32 [n], key) -> images [n, H, W, C] in [-1, 1], or points [n, 2].
@@ -60,7 +61,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def histogram_l1(
-    a: np.ndarray, b: np.ndarray, bins: int = 128, extent: float = 1.5
+    a: np.ndarray, b: np.ndarray, bins: int = 128, extent: float = toy2d.LIMIT
 ) -> float:
   """Total l1 distance of two normalised histograms over [-extent, extent]^2.
 
@@ -293,7 +294,7 @@ def evaluate_points(
     *,
     num_samples: int,
     bins: int = 128,
-    extent: float = 1.5,
+    extent: float = toy2d.LIMIT,
     batch_size: int = 1 << 13,  # activations that fit a cache
 ) -> dict[str, float]:
   """Total l1 distance of samples in the plane to the teacher's samples.

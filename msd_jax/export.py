@@ -20,14 +20,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from core_jax import checkpoint
+from msd_jax import given
 from msd_jax import networks
 from msd_jax import published
 from msd_jax import routing
 from msd_jax import torch_files
 
 _FORMAT = 'msd_jax.student'
-_SIGMAS = ('sigma_max', 'sigma_data', 'sigma_min')
+_NUMBERS = ('sigma_max', 'sigma_data', 'sigma_min', 'ema_decay')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Header:
   student: int
   router: np.ndarray  # int32 [Y]: the student of every class, of all
   module: nn.Module
-  sigmas: Mapping[str, float]  # by the names of `routing.bundle`
+  numbers: Mapping[str, float]  # by the names of `routing.bundle`
 
   @property
   def classes(self) -> np.ndarray:
@@ -49,10 +49,10 @@ def read_students(path: str) -> dict[str, Any]:
   """What `msd_jax.generate` takes, of a run or of `msd_jax.convert`.
 
   Raises:
-    ValueError: the folder has no students.
+    ValueError: the folder has no students, or the run has not come to them.
   """
   if os.path.isdir(os.path.join(path, 'checkpoints')):
-    params, _ = checkpoint.load(path)
+    params, _ = given.students(path)
   else:
     with ocp.StandardCheckpointer() as reader:
       params = reader.restore(os.path.abspath(path))
@@ -78,7 +78,7 @@ def write_student(bundle: Mapping[str, Any], student: int, path: str) -> None:
       'format': _FORMAT, 'student': str(student),
       'router': json.dumps(np.asarray(bundle['router']).tolist()),
       'network': json.dumps(networks.settings(module)),
-      **{name: repr(float(bundle[name])) for name in _SIGMAS}}
+      **{name: repr(float(bundle[name])) for name in _NUMBERS}}
   published.write_safetensors(
       published.to_tensors(params, module), f'{path}.part', metadata)
   os.replace(f'{path}.part', path)
@@ -99,7 +99,7 @@ def read_header(path: str) -> Header:
         path, int(found['student']),
         np.asarray(json.loads(found['router']), np.int32),
         networks.from_settings(json.loads(found['network'])),
-        {name: float(found[name]) for name in _SIGMAS})
+        {name: float(found[name]) for name in _NUMBERS})
   except (KeyError, TypeError, ValueError) as error:
     raise torch_files.FileError(
         f'{path}: its metadata is damaged: {error!r}') from error
@@ -117,7 +117,7 @@ def read_student(path: str) -> dict[str, Any]:
   _, params = published.read_network(path, header.module)
   return routing.bundle(
       jax.tree.map(lambda x: x[None], params), header.module,
-      np.where(header.router == header.student, 0, -1), **header.sigmas)
+      np.where(header.router == header.student, 0, -1), **header.numbers)
 
 
 def open_students(

@@ -236,7 +236,7 @@ def _covered(points, among, radii):
 
 
 def read_reference(
-    path: str, resolution: int | None = None
+    path: str, resolution: int | None = None, num_features: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
   """(mu [F], sigma [F, F]) of a .npz file such as EDM's.
 
@@ -244,10 +244,11 @@ def read_reference(
     path: of the file.
     resolution: of the images that are measured. Files of `write_reference`
       say theirs; of others the name does, as 'imagenet-64x64.npz'.
+    num_features: F of the network that measures.
 
   Raises:
-    StatisticsError: it is absent, pickled, of another resolution, or has other
-      arrays.
+    StatisticsError: it is absent, pickled, of another resolution or another
+      network, or has other arrays.
   """
   try:
     with np.load(path, allow_pickle=False) as file:
@@ -264,6 +265,10 @@ def read_reference(
     raise StatisticsError(
         f'{path}: needs mu [F] and sigma [F, F], has '
         f'{ {name: array.shape for name, array in arrays.items()} }')
+  if num_features and len(mean) != num_features:
+    raise StatisticsError(
+        f'{path}: statistics of {len(mean)} features, but the network that '
+        f'measures has {num_features}')
   named = re.search(r'(\d+)x\1', os.path.basename(path))
   found = int(arrays.get('resolution', named[1] if named else 0))
   if resolution and found and found != resolution:
@@ -275,7 +280,11 @@ def read_reference(
 
 def write_reference(
     path: str, batches: Iterable[np.ndarray], extract: Extractor) -> None:
-  """Statistics of uint8 images [n, H, W, C], batch by batch, to .npz."""
+  """Statistics of uint8 images [n, H, W, C], batch by batch, to .npz.
+
+  The file is there whole or not at all; where it can not be, OSError is raised
+  before the first batch.
+  """
   num = resolution = 0
 
   def features():
@@ -284,8 +293,12 @@ def write_reference(
       num, resolution = num + len(images), images.shape[1]
       yield extract(images)
 
-  mean, covariance = statistics_of_batches(features())
-  np.savez(path, mu=mean, sigma=covariance, resolution=resolution, num=num)
+  partial = f'{path}.partial'
+  with open(partial, 'wb') as file:
+    mean, covariance = statistics_of_batches(features())
+    np.savez(
+        file, mu=mean, sigma=covariance, resolution=resolution, num=num)
+  os.replace(partial, path)
 
 
 # Measurement.

@@ -6,6 +6,7 @@ import json
 import os
 from typing import Any
 
+from absl import logging
 import flax.linen as nn
 import jax
 import numpy as np
@@ -60,6 +61,24 @@ def results(config: Any, module: nn.Module) -> dict[str, Any]:
   return _of_run(path, json.loads(config.to_json_best_effort()))
 
 
+def students(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+  """(bundle, config) of a run that has come to its students; see `routing`.
+
+  Raises:
+    ValueError: it has not: its newest checkpoint is of a stage before.
+    FileNotFoundError: it has no checkpoint.
+  """
+  reached = checkpoint.reached(path)
+  at = f'step {reached["step"]} of {reached["num_steps"]}'
+  if not reached['last_stage']:
+    raise ValueError(
+        f'the run {path} stands at {at} of {reached["stage"]!r}, and its '
+        'students come last: run its command again, which goes on from there')
+  if reached['step'] < reached['num_steps']:
+    logging.warning('%s: its students stand at %s', path, at)
+  return checkpoint.load(path)
+
+
 def _is_run(path):
   return os.path.isdir(os.path.join(path, 'checkpoints'))
 
@@ -74,7 +93,7 @@ def check_trained_teacher(path: str, saved: Mapping[str, Any]) -> None:
 
 
 def _of_run(path, mine):
-  _, saved = checkpoint.load(path)
+  saved = checkpoint.load_config(path)
   check_trained_teacher(path, saved)
   for field in ('dataset', 'data_path', 'sigma_data', 'teacher', 'classifier'):
     if saved[field] != mine[field]:

@@ -20,6 +20,7 @@ import numpy as np
 from msd_jax import torch_files
 
 SIZE = 299
+NUM_FEATURES = 2048
 _EPSILON = 1e-3  # Of the batch norms.
 _PRECISION = jax.lax.Precision.HIGHEST
 
@@ -107,7 +108,7 @@ class Inception(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """x [B, 299, 299, 3] in [-1, 1] -> float32 [B, 2048]."""
+    """x [B, 299, 299, 3] in [-1, 1] -> float32 [B, NUM_FEATURES]."""
     chex.assert_shape(x, (None, SIZE, SIZE, 3))
     x = _Conv(32, (3, 3), 2, 'VALID', name='conv')(x)
     x = _Conv(32, (3, 3), 1, 'VALID', name='conv_1')(x)

@@ -6,6 +6,7 @@ of their input.
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import dataclasses
 import itertools
 import math
@@ -28,6 +29,27 @@ class Block:
   resample: str = ''  # '', 'down' or 'up'.
   num_heads: int = 0  # 0: no attention.
   skip_channels: int = 0  # Of in_channels, those that the encoder hands over.
+
+
+def encoder_blocks(
+    levels: Sequence[tuple[str, int, int]], num_blocks: int, width: int
+) -> list[Block]:
+  """Of a U-Net, in order: num_blocks at each level, after halving its size.
+
+  Args:
+    levels: (name, channels, heads of the attention or 0), the largest first.
+    num_blocks: of a level.
+    width: channels that enter.
+  """
+  blocks = []
+  for i, (name, channels, num_heads) in enumerate(levels):
+    if i:
+      blocks.append(Block(f'{name}_down', width, width, 'down'))
+    for j in range(num_blocks):
+      blocks.append(Block(
+          f'{name}_block{j}', width, channels, num_heads=num_heads))
+      width = channels
+  return blocks
 
 
 # Parameters: their shapes first, then all that belong together in one draw,
@@ -80,6 +102,14 @@ def norm_leaves(channels: int) -> dict[str, Leaf]:
 
 
 # Application.
+
+
+def positional_embedding(c_noise: jax.Array, num_channels: int) -> jax.Array:
+  """[B] -> [B, num_channels]: cosines, then sines (EDM's ADM)."""
+  half = num_channels // 2
+  frequencies = 10000. ** (-jnp.arange(half) / half)
+  angles = c_noise[:, None] * frequencies[None, :]
+  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1)
 
 
 def remat(

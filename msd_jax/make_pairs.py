@@ -35,7 +35,7 @@ def read_teacher(path: str) -> tuple[nn.Module, Any, float]:
     ValueError: the run took its teacher from elsewhere.
   """
   if os.path.isdir(os.path.join(path, 'checkpoints')):
-    _, saved = checkpoint.load(path)
+    saved = checkpoint.load_config(path)
     given.check_trained_teacher(path, saved)
     config = ml_collections.ConfigDict(saved)
     step = given.teacher_steps(saved)['teacher']

@@ -7,14 +7,15 @@ reference` writes the .npz of a data set, for those that have none published.
 import argparse
 import json
 
-import jax
 import ml_collections
 import numpy as np
 
 from core_jax import data as core_data
+from core_jax import mesh as mesh_lib
 from msd_jax import data
 from msd_jax import export
 from msd_jax import fid
+from msd_jax import inception
 from msd_jax import networks
 from msd_jax import routing
 
@@ -34,37 +35,41 @@ def image_batches(images: core_data.Source, rows: np.ndarray):
     yield core_data.take(images, rows[start:start + _BATCH])['image']
 
 
-def _mesh():
-  return jax.make_mesh((jax.device_count(),), ('data',), axis_types=(
-      jax.sharding.AxisType.Auto,))
-
-
 def measure_fid(args: argparse.Namespace) -> str:
   """The command's first half: see `fid.measure`."""
   params = export.read_students(args.students)
+  shape = networks.example_shape(networks.from_description(params['network']))
   reference = fid.read_reference(
-      args.reference, networks.example_shape(
-          networks.from_description(params['network']))[0])
-  mesh = _mesh()
+      args.reference, shape[0], inception.NUM_FEATURES)
+  mesh = mesh_lib.make_mesh()
   extract = fid.inception_extractor(args.inception, mesh, args.per_device)
   real = None
   if args.real:
     images = read_images(args.real)
+    if images[0]['image'].shape != shape:
+      raise ValueError(
+          f'--real={args.real} has images {images[0]["image"].shape}, the '
+          f'students make {shape}')
     rows = np.random.default_rng(0).permutation(len(images))[:args.num]
     real = np.concatenate(
         [extract(batch) for batch in image_batches(images, rows)])
   sampler = fid.Sampler(
       routing.generate_on_each(params, mesh), len(params['router']), mesh.size)
-  return json.dumps(fid.measure(
+  found = fid.measure(
       sampler, extract, reference, protocol=args.protocol, num=args.num,
-      seeds=range(args.num_seeds), real_features=real), indent=1)
+      seeds=range(args.num_seeds), real_features=real)
+  decay = float(params['ema_decay'])
+  # JSON has no NaN: null where nobody knows.
+  found['ema_decay'] = None if np.isnan(decay) else decay
+  return json.dumps(found, indent=1)
 
 
 def write_reference(args: argparse.Namespace) -> str:
   """The command's second half: see `fid.write_reference`."""
   images = read_images(args.images)
   rows = np.arange(len(images))
-  extract = fid.inception_extractor(args.inception, _mesh(), args.per_device)
+  extract = fid.inception_extractor(
+      args.inception, mesh_lib.make_mesh(), args.per_device)
   fid.write_reference(args.target, image_batches(images, rows), extract)
   return f'statistics of {len(rows)} images in {args.target}'
 

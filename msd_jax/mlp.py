@@ -8,17 +8,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from msd_jax import layers
+
 # The truncated normal of linen's default takes seconds to compile per shape.
 dense = functools.partial(
     nn.Dense, kernel_init=nn.initializers.lecun_uniform())
-
-
-def positional_embedding(c_noise: jax.Array, num_channels: int) -> jax.Array:
-  """[B] -> [B, num_channels]: cosines, then sines (EDM's ADM)."""
-  half = num_channels // 2
-  frequencies = 10000. ** (-jnp.arange(half) / half)
-  angles = c_noise[:, None] * frequencies[None, :]
-  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1)
 
 
 class ResidualMLP(nn.Module):
@@ -64,7 +58,7 @@ class ResidualMLP(nn.Module):
     chex.assert_shape(x, (None, *self.shape))
     size = max(32, self.width // 2)
     emb = dense(size, name='map_noise')(
-        positional_embedding(c_noise * self.noise_scale, size))
+        layers.positional_embedding(c_noise * self.noise_scale, size))
     one_hot = jax.nn.one_hot(labels, self.num_classes)
     emb += nn.Dense(
         size, use_bias=False, name='map_label',

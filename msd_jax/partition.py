@@ -141,7 +141,7 @@ def make_router(
     seed: int,
     embeddings: np.ndarray | None = None,
 ) -> np.ndarray:
-  """The router that config.partition names; its balance is logged.
+  """The router that config.partition names; see `balance`.
 
   Args:
     kind: one of KINDS.

@@ -20,7 +20,6 @@ from msd_jax.formats import edm_zip
 from msd_jax.formats import records
 from msd_jax.formats import source
 
-_EXTENSIONS = ('.png', '.jpg', '.jpeg', '.bmp', '.webp')
 _AHEAD = 256  # Images in the making.
 
 
@@ -67,7 +66,7 @@ def find(folder: str) -> list[tuple[str, int]]:
     paths = sorted(
         os.path.join(place, file)
         for place, _, files in os.walk(os.path.join(folder, name))
-        for file in files if os.path.splitext(file)[1].lower() in _EXTENSIONS)
+        for file in files if source.is_image(file))
     if not paths:
       raise source.DataError(f'{folder}: no images in the class {name!r}')
     found += [(path, label) for path in paths]

@@ -170,8 +170,13 @@ def head_to_params(tensors: Tensors) -> dict[str, dict[str, np.ndarray]]:
   Raises:
     MismatchError: the layers are others.
   """
-  names = {f'{i}.{kind}' for i in _HEAD_LAYERS for kind in ('weight', 'bias')}
-  _check(dict.fromkeys(names), dict.fromkeys(tensors))
+  shapes = {name: array.shape for name, array in tensors.items()}
+  channels = shapes.get('0.bias', (0,))[0]
+  kernel = (channels, channels, 4, 4)
+  weights = {'0': kernel, '1': (channels,), '3': kernel, '4': (channels,),
+             '6': (1, channels, 1, 1)}
+  _check({f'{i}.weight': shape for i, shape in weights.items()}
+         | {f'{i}.bias': shape[:1] for i, shape in weights.items()}, shapes)
   params = {}
   for name, array in tensors.items():
     index, kind = name.split('.')

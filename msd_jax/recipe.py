@@ -31,6 +31,7 @@ def make_recipe(
     ValueError: a field of the config that does not fit, by name.
   """
   config, settings = run.config, setup.stage_settings(run.config, kind)
+  _check_rounds(settings)
   gan = _gan(settings) if kind == 'adm' else None
   fake = fake_module(run, settings)
   seen = run.teacher if gan and gan.backbone == 'teacher' else fake
@@ -90,6 +91,22 @@ def fake_start(run: setup.Setup, settings: setup.Config) -> str:
         "students.fake_network='student' starts from the teacher's copy by "
         'score matching, but score_matching.num_steps=0')
   return 'score_matching'
+
+
+def _check_rounds(settings):
+  if settings.ratio < 1:
+    raise ValueError(
+        f'students.ratio={settings.ratio}: the fake score needs at least 1 '
+        'update for each of the generator')
+  last = turns.Settings.num_levels - 1
+  if not 0 <= settings.min_level <= settings.max_level <= last:
+    raise ValueError(
+        f'students.min_level={settings.min_level}, students.max_level='
+        f'{settings.max_level}: of the levels 0 to {last}, in this order')
+  if not 0 <= settings.get('gan_max_level', 0) <= last:
+    raise ValueError(
+        f'adm.gan_max_level={settings.gan_max_level}: of the levels 0 to '
+        f'{last}, with 0 for no noise')
 
 
 def _gan(settings):

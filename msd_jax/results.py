@@ -22,6 +22,7 @@ from msd_jax import figures as figures_lib
 from msd_jax import reference as reference_lib
 from msd_jax import routing
 from msd_jax import setup
+from msd_jax import toy2d
 from msd_jax import watch
 from msd_jax.formats import source as source_lib
 
@@ -168,8 +169,8 @@ def _ledger(run, path, todo):
     return []
   return [report_lib.Heading('Cost'), report_lib.Table(
       ['stage', 'networks', 'TFLOP for one', 'device seconds for one'], rows,
-      'Matrix products and convolutions as the program has them (on CPU, 3x3 '
-      "convolutions as Winograd's products); time of all devices together, "
+      'Matrix products and convolutions (3x3 ones as such, also where a CPU '
+      "runs Winograd's fewer products); time of all devices together, "
       'compilation included.')]
 
 
@@ -269,7 +270,7 @@ def _points(run, params, path, key):
       named[name]: (np.asarray(sampler(labels, key)), labels)
       for name, sampler in found.items()}
   plot = path / 'figures' / 'samples.png'
-  figures_lib.points(plot, panels, extent=1.5)
+  figures_lib.points(plot, panels, extent=toy2d.LIMIT)
   rows = [['Teacher, another sample', figures['floor_l1']]] + [
       [named[name], figures[f'{name}_l1']]
       for name in found if name != 'teacher']

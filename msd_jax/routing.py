@@ -27,6 +27,7 @@ def bundle(
     sigma_max: float,
     sigma_data: float,
     sigma_min: float = 0.,
+    ema_decay: float | None = None,
 ) -> dict[str, Any]:
   """What a run saves and `generate` takes: params that explain themselves.
 
@@ -37,6 +38,8 @@ def bundle(
     sigma_max: of the noise that the generators take.
     sigma_data: of their preconditioning.
     sigma_min: the same; above 0 for consistency models.
+    ema_decay: of the average that the generators are, per update; 0: they are
+      none; None: not known, saved as NaN.
   """
   return {
       'generator': generators,
@@ -44,6 +47,7 @@ def bundle(
       'sigma_max': jnp.float32(sigma_max),
       'sigma_data': jnp.float32(sigma_data),
       'sigma_min': jnp.float32(sigma_min),
+      'ema_decay': jnp.float32(jnp.nan if ema_decay is None else ema_decay),
       'network': networks.describe(module)}
 
 

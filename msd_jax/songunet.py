@@ -121,7 +121,8 @@ class SongUNet(nn.Module):
       size = self.resolution >> level
       levels.append((f'{size}x{size}', self.model_channels * mult,
                      int(size in self.attention_resolutions)))
-    encoder = _encoder_blocks(levels, self.num_blocks, self.model_channels)
+    encoder = layers.encoder_blocks(
+        levels, self.num_blocks, self.model_channels)
     skips = [self.model_channels] + [block.out_channels for block in encoder]
     return encoder, _decoder_blocks(levels, self.num_blocks, skips)
 
@@ -230,18 +231,6 @@ def _branch(params, x, emb, key, resample, dropout):
 
 def _side_name(block):
   return block.name.replace('_down', '_aux_residual')
-
-
-def _encoder_blocks(levels, num_blocks, width):
-  blocks = []
-  for i, (name, channels, num_heads) in enumerate(levels):
-    if i:
-      blocks.append(layers.Block(f'{name}_down', width, width, 'down'))
-    for j in range(num_blocks):
-      blocks.append(layers.Block(
-          f'{name}_block{j}', width, channels, num_heads=num_heads))
-      width = channels
-  return blocks
 
 
 def _decoder_blocks(levels, num_blocks, skips):

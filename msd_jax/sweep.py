@@ -41,14 +41,18 @@ def run_all(
     field: str,
     values: Sequence[Any],
 ) -> list[dict[str, Any]]:
-  """Summaries of the runs over seeds and values, with 'seed' and `field`."""
+  """Summaries of the runs over seeds and values, with 'seed' and `field`.
+
+  Raises:
+    ValueError: the config has no such field, or of another type; nothing was
+      trained.
+  """
+  changed = [_changed(config, field, value) for value in values]
   rows = []
   for seed in seeds:
     first = None
-    for value in values:
-      cell = copy.deepcopy(config)
+    for value, cell in zip(values, copy.deepcopy(changed), strict=True):
       cell.seed = seed
-      cell.update_from_flattened_dict({field: value})
       cell.teacher_workdir = config.teacher_workdir or first or ''
       path = pathlib.Path(workdir) / f'{field}={value}-seed={seed}'
       first = first or str(path)
@@ -60,6 +64,17 @@ def run_all(
         summary = train.train_and_evaluate(cell, str(path))
       rows.append({**summary, field: value})
   return rows
+
+
+def _changed(config, field, value):
+  changed = copy.deepcopy(config)
+  try:
+    changed.update_from_flattened_dict({field: value})
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise ValueError(
+        f'--field={field} with the value {value!r} does not fit the config: '
+        f'{str(error).splitlines()[0]}') from error
+  return changed
 
 
 def samplers_of(rows: Sequence[dict[str, Any]], metric: str) -> list[str]:
@@ -90,12 +105,15 @@ def write(
   """Writes `sweep.json`, `table.md` and, of numbers, `sweep.png`.
 
   Returns:
-    The table.
+    The table; without a distance in the rows a word on that, and no table.
   """
   path = pathlib.Path(workdir)
-  metric = next(m for m in _METRICS if f'students_{m}' in rows[0])
-  text = table(rows, field, metric)
   folder.write_text(path / 'sweep.json', json.dumps(rows, indent=1))
+  metric = next((m for m in _METRICS if f'students_{m}' in rows[0]), None)
+  if metric is None:
+    return ('The config has no classifier, so that no distance was measured: '
+            'python -m msd_jax.measure gives the FID of each run.')
+  text = table(rows, field, metric)
   folder.write_text(path / 'table.md', text + '\n')
   if not all(isinstance(row[field], (int, float)) for row in rows):
     return text

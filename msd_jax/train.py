@@ -16,6 +16,7 @@ from core_jax import topology
 from msd_jax import data
 from msd_jax import distillation
 from msd_jax import given
+from msd_jax import mlp
 from msd_jax import networks
 from msd_jax import partition
 from msd_jax import results as results_lib
@@ -71,11 +72,15 @@ def announcement(run: setup.Setup, todo: list[loop.Stage], path: Any) -> str:
       f'{cli.describe_devices(run.mesh)}\n'
       f'teacher {counts["teacher"]:,} parameters, {config.num_students} '
       f'students of {counts["student"]:,}\n'
-      f'partition {config.partition}: '
-      f'{partition.balance(run.routers["students"])}\n'
+      f'{_partition(run)}\n'
       f'steps: {steps}\n'
       f'{carried}'
       f'results go to {path}')
+
+
+def _partition(run):
+  return (f'partition {run.config.partition}: '
+          f'{partition.balance(run.routers["students"])}')
 
 
 def show_plan(
@@ -93,6 +98,7 @@ def show_plan(
   plans = plan.plan(stages.make_stages(run, found), found)
   devices = target.name if target else cli.describe_devices(run.mesh)
   yield f'{devices}, mesh {dict(run.mesh.shape)}'
+  yield _partition(run)
   yield from plan.show(plans, target and target.hbm_bytes, knobs(run))
 
 
@@ -105,9 +111,10 @@ def knobs(run: setup.Setup) -> dict[str, list[str]]:
   else:
     state.append('a larger slice')
   temporary = []
-  if not compute.remat:
-    temporary.append('compute.remat=True')
-  if compute.dtype == 'float32':
-    temporary.append("compute.dtype='bfloat16'")
+  if not isinstance(run.student, mlp.ResidualMLP):  # It knows neither.
+    if not compute.remat:
+      temporary.append('compute.remat=True')
+    if compute.dtype == 'float32':
+      temporary.append("compute.dtype='bfloat16'")
   temporary.append(f'compute.microbatches={2 * compute.microbatches}')
   return {'state': state, 'temporary': temporary}

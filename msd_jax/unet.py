@@ -97,11 +97,15 @@ class ADM(nn.Module):
     for level, mult in enumerate(self.channel_mult):
       size = self.resolution >> level
       levels.append((f'{size}x{size}', self.model_channels * mult,
-                     size in self.attention_resolutions))
-    encoder = _encoder_blocks(levels, self.num_blocks, self.channels_per_head)
+                     self._heads(self.model_channels * mult) if
+                     size in self.attention_resolutions else 0))
+    encoder = layers.encoder_blocks(levels, self.num_blocks, levels[0][1])
     skips = [levels[0][1]] + [block.out_channels for block in encoder]
     return encoder, _decoder_blocks(
-        levels, self.num_blocks, self.channels_per_head, skips)
+        levels, self.num_blocks, self._heads(levels[-1][1]), skips)
+
+  def _heads(self, channels):
+    return max(1, channels // self.channels_per_head)
 
   def _parameters(self, encoder, decoder):
     width = self.model_channels * self.channel_mult[0]
@@ -128,28 +132,12 @@ class ADM(nn.Module):
         block, params[block.name], x, emb, key, self.dropout, self.remat)
 
 
-def _encoder_blocks(levels, num_blocks, channels_per_head):
-  blocks = []
-  width = levels[0][1]
-  for i, (name, channels, attention) in enumerate(levels):
-    heads = attention * max(1, channels // channels_per_head)
-    if i:
-      blocks.append(layers.Block(f'{name}_down', width, width, 'down'))
-    for j in range(num_blocks):
-      blocks.append(layers.Block(
-          f'{name}_block{j}', width, channels, num_heads=heads))
-      width = channels
-  return blocks
-
-
-def _decoder_blocks(levels, num_blocks, channels_per_head, skips):
+def _decoder_blocks(levels, num_blocks, middle_heads, skips):
   skips = list(skips)
   name, width, _ = levels[-1]
-  heads = max(1, width // channels_per_head)
-  blocks = [layers.Block(f'{name}_in0', width, width, num_heads=heads),
+  blocks = [layers.Block(f'{name}_in0', width, width, num_heads=middle_heads),
             layers.Block(f'{name}_in1', width, width)]
-  for i, (name, channels, attention) in enumerate(reversed(levels)):
-    heads = attention * max(1, channels // channels_per_head)
+  for i, (name, channels, heads) in enumerate(reversed(levels)):
     if i:
       blocks.append(layers.Block(f'{name}_up', width, width, 'up'))
     for j in range(num_blocks + 1):
@@ -184,9 +172,7 @@ def _block_leaves(block, emb_channels):
 
 def _embed(params, c_noise, labels, channels):
   """Of the noise level and the class: [B], [B] -> [B, E], through a SiLU."""
-  frequencies = 10000. ** (-jnp.arange(channels // 2) / (channels // 2))
-  angles = c_noise.astype(jnp.float32)[:, None] * frequencies[None]
-  emb = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+  emb = layers.positional_embedding(c_noise.astype(jnp.float32), channels)
   emb = nn.silu(layers.dense(params['map_layer0'], emb))
   emb = layers.dense(params['map_layer1'], emb)
   kernel = params['map_label']['kernel']

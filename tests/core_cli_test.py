@@ -85,6 +85,12 @@ def test_a_folder_that_cannot_be_made_is_named(main, capsys):
   assert 'error: --workdir=file cannot be used' in capsys.readouterr().err
 
 
+def test_a_part_of_a_run_is_resumed_by_the_command_of_the_whole(main):
+  assert main(f'--config={TOY}') == ['runs/toy-toy2d-tiny']
+  command = folder.resume_command('runs/toy-toy2d-tiny/num_students=1-seed=0')
+  assert command.endswith(' --workdir=runs/toy-toy2d-tiny')
+
+
 def test_a_command_names_the_interpreter_that_ran(monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(sys, 'executable', f'{tmp_path}/venv/bin/python')

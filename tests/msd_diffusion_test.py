@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from msd_jax import diffusion
+from msd_jax import layers
 from msd_jax import losses
-from msd_jax import mlp
 from msd_jax import networks
 
 DEVIATION = 0.5
@@ -117,7 +117,7 @@ def test_ema_half_life():
 
 
 def test_positional_embedding_has_cosines_first():
-  embedding = mlp.positional_embedding(jnp.zeros(1), 8)
+  embedding = layers.positional_embedding(jnp.zeros(1), 8)
   np.testing.assert_array_equal(embedding, [[1, 1, 1, 1, 0, 0, 0, 0]])
 
 

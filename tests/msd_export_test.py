@@ -6,10 +6,12 @@ import sys
 
 import chex
 import jax
+import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from core_jax import checkpoint
 import msd_jax
 from msd_jax import export
 from msd_jax import networks
@@ -35,7 +37,7 @@ def make_bundle(kind='mlp', shape=(4, 4, 1), router=None):
   return routing.bundle(
       generators, module,
       partition.shuffled(6, 3, 0) if router is None else router,
-      sigma_max=20., sigma_data=0.5, sigma_min=0.002)
+      sigma_max=20., sigma_data=0.5, sigma_min=0.002, ema_decay=0.9)
 
 
 @pytest.fixture
@@ -57,6 +59,25 @@ def save(bundle, path):
   return str(path)
 
 
+@pytest.mark.parametrize('last_stage, step, refused', [
+    (False, 4, True), (True, 2, False), (True, 4, False)])
+def test_a_run_must_have_come_to_its_students(
+    last_stage, step, refused, bundle, tmp_path, caplog):
+  reached = {'stage': 'single_equal_batch', 'step': step, 'num_steps': 4,
+             'last_stage': last_stage}
+  with checkpoint.manager(str(tmp_path), keep=1, milestones=()) as mgr:
+    checkpoint.save(
+        mgr, 9, state={'step': step}, params=bundle,
+        config=ml_collections.ConfigDict(), reached=reached)
+  if refused:
+    with pytest.raises(ValueError, match="at step 4 of 4 of 'single_equal_ba"):
+      export.read_students(str(tmp_path))
+    return
+  found = export.read_students(str(tmp_path))
+  chex.assert_trees_all_equal(found['generator'], bundle['generator'])
+  assert ('stand at step 2 of 4' in caplog.text) == (step < 4)
+
+
 def name(k):
   return f'student-{k}-of-3.safetensors'
 
@@ -71,8 +92,8 @@ def test_a_student_comes_back_bit_for_bit_with_what_it_needs(kind, tmp_path):
       found['generator'],
       jax.tree.map(lambda x: x[1:2], bundle['generator']))
   chex.assert_trees_all_equal(found['network'], bundle['network'])
-  for sigma in ('sigma_max', 'sigma_data', 'sigma_min'):
-    assert found[sigma] == bundle[sigma]
+  for number in ('sigma_max', 'sigma_data', 'sigma_min', 'ema_decay'):
+    assert found[number] == bundle[number]
   np.testing.assert_array_equal(
       found['router'], np.where(bundle['router'] == 1, 0, -1))
   header = export.read_header(path)

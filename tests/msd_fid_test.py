@@ -275,12 +275,16 @@ def test_a_reference_is_read_back(tmp_path):
   np.testing.assert_array_equal(covariance, expected[1])
   with pytest.raises(fid.StatisticsError, match='of 8x8, but .* are 16x16'):
     fid.read_reference(path, 16)
+  with pytest.raises(FileNotFoundError):  # Before anything is measured.
+    fid.write_reference(str(tmp_path / 'none' / 'ours.npz'), iter([]), None)
 
 
 def test_bad_references_are_one_clear_sentence(tmp_path):
   path = tmp_path / 'imagenet-64x64.npz'
   np.savez(path, mu=np.zeros(4), sigma=np.eye(4))
-  fid.read_reference(str(path), 64)
+  fid.read_reference(str(path), 64, num_features=4)
+  with pytest.raises(fid.StatisticsError, match='4 features, but .* has 2048'):
+    fid.read_reference(str(path), 64, num_features=2048)
   with pytest.raises(fid.StatisticsError, match='of 64x64, but .* are 32x32'):
     fid.read_reference(str(path), 32)
   cases = [
@@ -302,7 +306,8 @@ def test_bad_references_are_one_clear_sentence(tmp_path):
 
 def test_the_command_measures_students(
     published, tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(jax, 'device_count', lambda: 1)  # Compiles sooner.
+  one = jax.devices()[:1]
+  monkeypatch.setattr(jax, 'devices', lambda: one)  # Compiles sooner.
   module = mlp.ResidualMLP((8, 8, 3), 4, width=16, depth=1)
   params = jax.tree.map(
       lambda leaf: np.full((1, *leaf.shape), .01, np.float32),
@@ -329,6 +334,11 @@ def test_the_command_measures_students(
       f'edm_zip:{tmp_path}/a.zip', *common))
   assert figures['fid_mean'] > 0 and figures['seeds'] == [0]
   assert figures['precision'] == 0  # Grey noise is no member of noise.
+  assert figures['ema_decay'] is None  # Nobody said.
+  edm_zip.write(str(tmp_path / 'large.zip'), zip(
+      images.repeat(2, 1).repeat(2, 2), [0, 1, 2, 3] * 2, strict=False))
+  with pytest.raises(SystemExit, match=r'has images \(16, 16, 3\), the stud'):
+    run(*given, '--real', f'edm_zip:{tmp_path}/large.zip', *common)
   (tmp_path / 'b.npz').write_bytes(pickle.dumps({}))
   with pytest.raises(SystemExit, match='pickled statistics are refused'):
     run('fid', tmp_path / 'students', '--reference', tmp_path / 'b.npz',

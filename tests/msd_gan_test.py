@@ -82,6 +82,15 @@ def test_the_head_is_the_one_of_dmd2_in_torch():
       jax.jit(discriminator.logits)(params, x), expected.reshape(3), atol=1e-5)
 
 
+def test_a_head_of_other_shapes_is_refused():
+  _, peer = torch_head(32)
+  tensors = {name: value.detach().numpy() for name, value in
+             peer.state_dict().items()}
+  tensors['3.weight'] = tensors['3.weight'][..., :3, :3]
+  with pytest.raises(published.MismatchError, match='3.weight is .*, not '):
+    published.head_to_params(tensors)
+
+
 @pytest.mark.parametrize('shape, convolutions', [
     ((16,), 2), ((2, 2, 16), 1), ((4, 4, 16), 1), ((32, 32, 16), 4)])
 def test_heads_of_other_features(shape, convolutions):

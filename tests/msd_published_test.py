@@ -306,5 +306,8 @@ def test_the_command_says_what_it_lacks_and_overwrites_nothing(
 
   assert 'no such file' in run(tmp_path / 'none.pkl', tmp_path / 'out')
   assert 'exists already' in run(tmp_path / 'none.pkl', tmp_path)
+  (tmp_path / 'a.bin').write_bytes(b'')
+  assert '--one_step is for a file' in run(
+      tmp_path / 'a.bin', tmp_path / 'a.safetensors', '--one_step')
   assert run('--help') == '0'
   assert 'not commercial' in capsys.readouterr().out

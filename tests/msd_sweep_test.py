@@ -33,6 +33,16 @@ def test_runs_of_a_seed_share_the_given_teacher_or_that_of_the_first(
     assert teachers == [given, first, first]
 
 
+@pytest.mark.parametrize('field, value', [
+    ('students.lrr', 1e-3), ('students.lr', 'high'), ('student', 3)])
+def test_a_value_that_does_not_fit_is_refused_before_anything_is_trained(
+    field, value, tmp_path):
+  config = toy2d.get_config('tiny').lock()
+  with pytest.raises(ValueError, match=f'--field={field} with the value'):
+    sweep.run_all(config, str(tmp_path), seeds=[0], field=field,
+                  values=[1e-3, value])
+
+
 def row(value, seed, distance, **others):
   return {'seed': seed, 'field': value, 'floor_frechet': .1,
           'students_frechet': distance, 'students_partition0_frechet': 9.,
@@ -47,6 +57,12 @@ def test_a_table_has_mean_and_deviation_of_seeds_and_numbers_a_figure(tmp_path):
       '| 1 | 0.1 ± 0 | 3 ± 1.4 |',
       '| 2 | 0.1 ± 0 | 1 ± 0 |']
   assert (tmp_path / 'sweep.png').exists()
+
+
+def test_rows_without_a_distance_are_kept(tmp_path):
+  text = sweep.write(str(tmp_path), [{'seed': 0, 'field': 1}], 'field')
+  assert 'no distance was measured' in text
+  assert (tmp_path / 'sweep.json').exists()
 
 
 def test_a_run_that_diverged_is_counted_and_not_drawn(tmp_path):

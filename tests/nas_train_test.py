@@ -125,7 +125,7 @@ def test_a_derivation_begins_from_what_a_checkpoint_gives_back(
   with checkpoint.manager(str(tmp_path), keep=1, milestones=()) as manager:
     checkpoint.save(
         manager, 1, state={'step': np.int32(1)}, params=found,
-        config=run.config)
+        config=run.config, reached={})
     restored = checkpoint.restore_params(manager, 1)
   init = jax.jit(train.derive_stage(run, method).init)
   np.testing.assert_array_equal(init(restored).tokens, init(found).tokens)

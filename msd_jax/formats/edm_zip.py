@@ -7,7 +7,6 @@ their names. Reading is random access: nothing is unpacked.
 from collections.abc import Iterable
 import io
 import json
-import os
 import zipfile
 
 import numpy as np
@@ -16,7 +15,6 @@ import PIL.Image
 from msd_jax.formats import source
 
 _INDEX = 'dataset.json'
-_EXTENSIONS = ('.png', '.jpg', '.jpeg', '.bmp', '.webp')
 
 
 class ZipSource:
@@ -41,8 +39,7 @@ class ZipSource:
       raise source.DataError(
           f'{path}: not a readable zip file: {error}') from error
     self._names = sorted(
-        name for name in self._zip.namelist()
-        if os.path.splitext(name)[1].lower() in _EXTENSIONS)
+        name for name in self._zip.namelist() if source.is_image(name))
     if not self._names:
       raise source.DataError(f'{path}: no images in it')
     self.labels = self._read_labels()

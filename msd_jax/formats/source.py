@@ -7,6 +7,7 @@ A labelled source is random access to examples {'image': uint8 [H, W, C],
 from collections.abc import Sequence
 import importlib
 import io
+import os
 from typing import Any
 import zlib
 
@@ -17,6 +18,7 @@ from core_jax import data as core_data
 
 DataError = core_data.DataError
 check_labels = core_data.check_labels
+_IMAGES = ('.png', '.jpg', '.jpeg', '.bmp', '.webp')
 
 
 def extra(module: str, name: str) -> Any:
@@ -30,6 +32,11 @@ def extra(module: str, name: str) -> Any:
   except ImportError as error:
     raise DataError(
         f'{error}: install the extra [{name}] of this package') from error
+
+
+def is_image(name: str) -> bool:
+  """Whether a file of this name is one of the images that we read."""
+  return os.path.splitext(name)[1].lower() in _IMAGES
 
 
 def labels_of(source: Any) -> np.ndarray:
