@@ -30,7 +30,10 @@ def parse() -> argparse.Namespace:
   parser.add_argument('--threads', type=int, default=2)
   parser.add_argument('--repeats', type=int, default=0,
                       help='runs of each side (7; with --quick 3)')
-  return parser.parse_args()
+  args = parser.parse_args()
+  if args.repeats == 1:
+    parser.error('--repeats=1: a spread needs 2 or more')
+  return args
 
 
 def main() -> None:

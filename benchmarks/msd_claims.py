@@ -17,6 +17,7 @@ import importlib
 import json
 import pathlib
 import re
+import sys
 import time
 from typing import Any
 
@@ -24,7 +25,10 @@ import ml_collections
 import numpy as np
 
 from core_jax import allocator
+from core_jax import checkpoint
 from core_jax import folder
+from core_jax import loop
+from core_jax import program
 from msd_jax import diffusion
 from msd_jax import make_pairs
 from msd_jax import setup
@@ -264,8 +268,16 @@ def main() -> None:
                  f'there are {"; ".join(ROWS[args.data])}')
   workdir = pathlib.Path(args.workdir or f'runs/claims-{args.data}')
   seeds = [int(seed) for seed in args.seeds.split(',')]
+  if not args.workdir:
+    sys.argv.append(f'--workdir={workdir}')  # For `folder.resume_command`.
   allocator.keep_freed_memory()
-  print(run_all(args.data, rows, seeds, workdir.absolute()))
+  with program.one_line((*program.ERRORS, checkpoint.CheckpointError)):
+    try:
+      with folder.held(workdir):
+        print(run_all(args.data, rows, seeds, workdir.absolute()))
+    except loop.Interrupted as stop:
+      print(stop, file=sys.stderr)
+      sys.exit(stop.exit_code)
 
 
 if __name__ == '__main__':

@@ -210,6 +210,10 @@ def delta_stn_update(
       by differentiating the pullback, as the papers' code has it.
   """
   plain_update(model, general_optimizer, x, targets, lam)
+  general = [p for group in general_optimizer.param_groups
+             for p in group['params']]
+  for p in general:  # The response alone is updated from here.
+    p.requires_grad_(False)
   size = _batch_size(model, x)
   eps = sigma * torch.randn(size, model.num_hypers)
   rates = torch.sigmoid(lam + eps)
@@ -228,6 +232,8 @@ def delta_stn_update(
         at, zero, eps, create_graph=True)
   model.loss(outputs + tangents, targets).backward()
   response_optimizer.step()
+  for p in general:
+    p.requires_grad_(True)
 
 
 def _batch_size(model, x):

@@ -4,7 +4,9 @@
 
 trains a teacher, K = 4 one-step students and the single-student baselines at
 equal batch per student and at equal total compute; two CPU cores take about
-five minutes. `:tiny` is for tests: seconds, and nothing to look at.
+five minutes. Over three seeds the Fréchet distance of four students is 0.148 ±
+0.003, that of the teacher 0.135, of real digits 0.103 (docs/msd.md). `:tiny` is
+for tests: seconds, and nothing to look at.
 """
 
 import ml_collections

@@ -4,6 +4,8 @@
 
 ENAS with and without memory against random search, all over shared weights,
 on text whose next symbol depends on the last two: 3 minutes on two cores.
+Over five seeds the cells found have test perplexities of 5.415 ± 0.079 (ENAS)
+and 5.500 ± 0.074 (random search); the floor is 3.903 (docs/nas.md).
 `:help` reads Python's own help instead, some 60,000 words of English;
 `:small` has three nodes, of which every cell is known by training it alone
 (see nas_jax.tabular).

@@ -4,7 +4,8 @@
 
 K = 8 students smaller than the teacher; `--config.num_students=1` is one
 student, at the same rounds and batch. The l1 distance to the teacher's
-samples falls with K: docs/msd.md has the table over K and seeds.
+samples falls with K, from 0.725 ± 0.027 to 0.540 ± 0.030 at K = 8 over three
+seeds, on two CPU cores (docs/msd.md).
 """
 
 import ml_collections

@@ -112,7 +112,8 @@ def restore_newest(mgr: Manager, steps: range, target: Any) -> Any | None:
     The state, or None where there is no checkpoint of these steps.
 
   Raises:
-    CheckpointError: there are some, and none can be read; none was moved.
+    CheckpointError: there are some, and none can be read; or the newest
+      cannot, and this is one of several processes. None was moved.
   """
   damaged = []
   for step in sorted(set(steps) & set(mgr.all_steps()), reverse=True):
@@ -120,6 +121,7 @@ def restore_newest(mgr: Manager, steps: range, target: Any) -> Any | None:
       state = mgr.restore(step, args=ocp.args.Composite(
           state=ocp.args.StandardRestore(target))).state
     except Exception as e:  # Whatever a damaged file makes a reader raise.
+      _check_alone(mgr, step, e)
       damaged.append((step, e))
       continue
     for newer, error in damaged:
@@ -134,6 +136,15 @@ def restore_newest(mgr: Manager, steps: range, target: Any) -> Any | None:
         'right and run the same command again; to begin anew, give another '
         '--workdir.') from error
   return None
+
+
+def _check_alone(mgr, step, error):
+  """Several processes would not agree on an older step: each reads alone."""
+  if not hosts.is_alone():
+    raise CheckpointError(
+        f'{mgr.directory}/{step} cannot be read: {_first_line(error)} If it is '
+        'damaged, move it away, and run the same commands again: they go on '
+        'from the one before it.') from error
 
 
 def _set_aside(mgr, step, error):
@@ -163,6 +174,7 @@ def finished_params(mgr: Manager, step: int) -> Any | None:
   try:
     return restore_params(mgr, step)
   except Exception as e:  # Whatever a damaged file makes a reader raise.
+    _check_alone(mgr, step, e)
     logging.warning(
         'The params of checkpoint %s/%d cannot be read (%s); its state may '
         'be. To have it written again, move it away.', mgr.directory, step,

@@ -132,6 +132,8 @@ def _parse(argv):
     there = ', '.join(sorted(str(path) for path in found))
     sys.exit(f'error: --config={path}: no such file'
              + (f'; there are {there}' if there else ''))
+  if path:  # It may import another of its folder, wherever this runs.
+    sys.path.append(str(pathlib.Path(path).resolve().parent.parent))
   try:
     return flags.FLAGS(argv)
   except (AttributeError, KeyError) as e:

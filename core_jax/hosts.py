@@ -65,11 +65,11 @@ def check_joined() -> None:
 
 def is_first() -> bool:
   """Whether this process is the one that writes and prints."""
-  return _is_alone() or jax.process_index() == 0
+  return is_alone() or jax.process_index() == 0
 
 
-def _is_alone():
-  """Without a look at the devices where nothing was joined."""
+def is_alone() -> bool:
+  """Whether there is one process; nothing is joined or asked for it."""
   return not jax.distributed.is_initialized() or jax.process_count() == 1
 
 
@@ -78,7 +78,7 @@ def largest(number: int) -> jax.Array | int:
 
   With several it is an array of the devices: to read it waits for the others.
   """
-  if _is_alone():
+  if is_alone():
     return number
   each, reduced = _reduction()
   return reduced(jax.make_array_from_callback(
@@ -100,7 +100,7 @@ def make_poll(lag: int) -> Callable[[int], int]:
   devices find it behind what they have in flight, so that no host waits. One
   process has its own number at once.
   """
-  if _is_alone():
+  if is_alone():
     return lambda number: number
   asked = collections.deque()
 

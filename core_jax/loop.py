@@ -46,6 +46,8 @@ class Stage:
     mesh: to run on, with the axes that `state_spec` names.
     init: frozen -> state, a dataclass of arrays with a `step`; compiled.
     step: (state, batch, frozen) -> (state, metrics); pure, compiled once.
+      What makes a state not finite should make a metric so, such as the norm
+      of its gradient: a state is saved once its metrics were checked.
     params: state -> what the run hands on; saved as numpy, and read back with
       lists for tuples.
     batch: step -> all rows, numpy; a function of the step alone.
@@ -153,8 +155,8 @@ def fit(
 
   Raises:
     ValueError: a stage of no rounds, whose checkpoint would be that of the
-      stage before it; or this is one of several processes that the caller
-      does not expect.
+      stage before it; a field below 1; or this is one of several processes
+      that the caller does not expect.
     Interrupted: SIGTERM or Ctrl-C; all is saved.
     FloatingPointError: a metric is not finite; the last checkpoint is good.
     checkpoint.CheckpointError: a full disk, or no checkpoint can be read.
@@ -163,6 +165,9 @@ def fit(
     hosts.check_joined()
   else:
     hosts.check_alone('this run')
+  for field in ('log_every_steps', 'checkpoint_every_steps', 'keep'):
+    if config[field] < 1:
+      raise ValueError(f'{field}={config[field]}: give 1 or more')
   for stage in stages:
     if stage.num_steps < 1:
       raise ValueError(
@@ -260,8 +265,11 @@ def _train(run, stage, offset, frozen):
   jax.clear_caches()
   allocator.release_freed_memory()
   state = _start(run, stage, offset, frozen, target)
-  frozen = _put(stage, read_by_step(stage, frozen))
   first = int(state.step)
+  if first == stage.num_steps:
+    # Its state was there and its params were not; nothing is written anew.
+    return hosts.fetch(stage.params(state))
+  frozen = _put(stage, read_by_step(stage, frozen))
   # The state is there, and what it was born from is free.
   allocator.release_freed_memory()
   poll = hosts.make_poll(_IN_FLIGHT)
@@ -278,18 +286,17 @@ def _train(run, stage, offset, frozen):
       done = i + 1
       last, stopped = done == stage.num_steps, poll(_received(run))
       due = last or stopped or done % run.config.checkpoint_every_steps == 0
-      log.tell(done, anyhow=due)
+      log.tell(done, saved=due, stopped=bool(stopped))
       if due:
         _save(run, stage, offset, done, state)
-        if stage.observe and (last or hosts.largest(
-            time.monotonic() - observed > _OBSERVE_SECONDS)):
+        if stage.observe and (last or (not stopped and hosts.largest(
+            time.monotonic() - observed > _OBSERVE_SECONDS))):
           _observe(run, stage, state, frozen)
           observed = time.monotonic()
       if stopped and not last:
         _interrupt(run, stage, done, stopped)
   checkpoint.finish(run.mgr)
-  # Without a step to do, the state was there and its params were not.
-  return hosts.fetch(stage.params(state)) if first == stage.num_steps else None
+  return None
 
 
 class _Log:
@@ -308,20 +315,17 @@ class _Log:
     if len(self._recent) > _IN_FLIGHT:
       jax.block_until_ready(self._recent[-1 - _IN_FLIGHT])
 
-  def tell(self, done, anyhow):
-    """Writes where a line is due; there, and `anyhow`, checks and prints."""
+  def tell(self, done, *, saved, stopped):
+    """Writes where a line is due, or the run stops; prints there, too, and
+    checks, before a save and at the first step."""
     stage, is_first = self._stage, done == self._first + 1
-    due = (done == stage.num_steps
+    due = (stopped or done == stage.num_steps
            or done % self._run.config.log_every_steps == 0)
-    if not (due or anyhow or is_first):
+    if not (due or saved or is_first):
       return
     scalars = _means(self._recent)
     if due:
-      now = time.monotonic()
-      self._writer.write(
-          self._offset + done, stage.name, scalars, seconds=now - self._logged,
-          gflop=len(self._recent) * self._gflop)
-      self._recent, self._logged = [], now
+      self._write(done, scalars)
     _check_finite(self._run, stage, done, scalars)
     if due and (warning := stage.watch(scalars)):
       _print(f'warning: {stage.name} {done}: {warning}')
@@ -334,6 +338,21 @@ class _Log:
       _print(metrics_lib.progress_line(
           stage.name, done, stage.num_steps, since=self._first + 1,
           seconds=seconds, scalars=scalars))
+
+
+  def _write(self, done, scalars):
+    now = time.monotonic()
+    try:
+      self._writer.write(
+          self._offset + done, self._stage.name, scalars,
+          seconds=now - self._logged, gflop=len(self._recent) * self._gflop)
+    except OSError as e:
+      checkpoint.finish(self._run.mgr)
+      raise checkpoint.CheckpointError(
+          f'Could not write metrics in {self._run.workdir}: {e}. '
+          f'{checkpoint.last_good(self._run.mgr)} If the disk is full, free '
+          'some space, then run the same command again: it resumes.') from e
+    self._recent, self._logged = [], now
 
 
 def _save(run, stage, offset, done, state):

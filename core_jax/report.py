@@ -87,7 +87,8 @@ def write_summary(workdir: str | os.PathLike, figures: Mapping[str, Any], *,
       '_', and what is not finite becomes null.
     seed: the run's seed.
     steps: steps over all stages.
-    wall_seconds: wall time of the run.
+    wall_seconds: wall time of the process that ended the run; what it resumed
+      from is in `metrics.jsonl`, as the seconds of each line.
   """
   run = {'seed': int(seed), 'steps': int(steps),
          'wall_seconds': round(float(wall_seconds), 3), **environment()}

@@ -190,10 +190,10 @@ def shared_losses(workdir: str, made_by: Mapping[str, Any]) -> np.ndarray:
       break
     end += config.num_rounds + (
         experiment.num_candidates(config, method) // config.derive.chunk)
-  with checkpoint.manager(str(path), keep=config.keep, milestones=()) as mgr:
-    if end not in mgr.all_steps():
-      raise TableError(f'{workdir} has not finished its random search')
-    shared = checkpoint.restore_params(mgr, end)['shared']
+  try:
+    shared = checkpoint.load(str(path), end)[0]['shared']
+  except FileNotFoundError as e:
+    raise TableError(f'{workdir} has not finished its random search') from e
   tokens = space_lib.encode(
       run.space, space_lib.enumerate_cells(run.space))
   losses = jax.jit(lambda *args: models.losses_of(

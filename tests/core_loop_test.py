@@ -1,6 +1,7 @@
 """The loop on a line fit: one trace, exact resume, and how runs stop."""
 
 import dataclasses
+import errno
 import gc
 import json
 import os
@@ -37,7 +38,7 @@ class State:
 
 def config(**changes):
   return ml_collections.ConfigDict(dict(
-      log_every_steps=1, checkpoint_every_steps=2, keep=2, **changes))
+      log_every_steps=1, checkpoint_every_steps=2, keep=2) | changes)
 
 
 def line_stage(name='line', num_steps=6, lr=0.1, start=None, devices=None):
@@ -178,12 +179,78 @@ def test_what_a_stage_hands_on_is_not_held_while_the_next_one_trains(tmp_path):
 
 def test_damaged_params_of_a_finished_stage_come_from_its_state(
     tmp_path, caplog):
-  first = loop.fit([line_stage()], config(), str(tmp_path))
+  first = loop.fit(two_stages(), config(), str(tmp_path))
+  rows = (tmp_path / 'metrics.jsonl').read_text()
   empty(tmp_path / 'checkpoints' / '6', 'params')
-  again = loop.fit([line_stage()], config(), str(tmp_path))
+  again = loop.fit(two_stages(), config(), str(tmp_path))
   chex.assert_trees_all_equal(first, again)
+  assert (tmp_path / 'metrics.jsonl').read_text() == rows
   assert 'checkpoints/6 cannot be read' in caplog.text
   assert not list((tmp_path / 'checkpoints').glob('damaged*'))
+
+
+@pytest.mark.parametrize(
+    'field', ['log_every_steps', 'checkpoint_every_steps', 'keep'])
+def test_a_run_that_would_keep_nothing_is_refused(tmp_path, field):
+  with pytest.raises(ValueError, match=f'{field}=0: give 1 or more'):
+    loop.fit([line_stage()], config(**{field: 0}), str(tmp_path))
+  assert not (tmp_path / 'checkpoints').exists()
+
+
+def test_a_checkpoint_says_where_it_is(tmp_path):
+  loop.fit(two_stages()[:1], config(), str(tmp_path))
+  assert checkpoint.reached(str(tmp_path)) == {
+      'stage': 'one', 'step': 6, 'num_steps': 6, 'last_stage': True}
+  one, two = two_stages()
+  with pytest.raises(ValueError, match='no more'):
+    loop.fit([one, dataclasses.replace(two, batch=_failing_at(two.batch, 3))],
+             config(), str(tmp_path))
+  assert checkpoint.reached(str(tmp_path))['step'] == 2
+
+
+def _failing_at(batch, last):
+  def failing(step):
+    if step == last:
+      raise ValueError('no more')
+    return batch(step)
+  return failing
+
+
+def test_a_stop_writes_the_line_that_is_not_yet_due(tmp_path):
+  stage = line_stage(num_steps=8)
+
+  def batch(step):
+    if step == 4:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return stage.batch(step)
+
+  often = config(log_every_steps=8)
+  with pytest.raises(loop.Interrupted):
+    loop.fit([dataclasses.replace(stage, batch=batch)], often, str(tmp_path))
+  stopped = int(checkpoint.reached(str(tmp_path))['step'])
+  loop.fit([stage], often, str(tmp_path))
+  assert [row['step'] for row in metrics_lib.read(tmp_path)] == [stopped, 8]
+
+
+def test_a_disk_too_full_for_metrics_names_the_last_checkpoint(
+    tmp_path, monkeypatch):
+  def full(self, step, *args, **kwargs):
+    if step == 4:
+      raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(metrics_lib.MetricsWriter, 'write', full)
+  with pytest.raises(checkpoint.CheckpointError, match='checkpoints/2. If the'):
+    loop.fit([line_stage()], config(), str(tmp_path))
+
+
+def test_several_processes_do_not_pass_a_damaged_checkpoint(
+    tmp_path, monkeypatch):
+  loop.fit([line_stage()], config(), str(tmp_path))
+  empty(tmp_path / 'checkpoints' / '6', 'state', 'params')
+  monkeypatch.setattr(checkpoint.hosts, 'is_alone', lambda: False)
+  with pytest.raises(checkpoint.CheckpointError, match='checkpoints/6 cannot'):
+    loop.fit([line_stage()], config(), str(tmp_path))
+  assert (tmp_path / 'checkpoints' / '6').exists()
 
 
 def test_a_metric_that_is_not_a_number_ends_the_run(tmp_path):
