@@ -191,15 +191,16 @@ def _images(run, params, path, key):
   labels = source_lib.labels_of(test)[evaluate.rows(test)]
   grid = _grid(run, path, labels, {
       named[name]: images for name, images in samples.items()})
-  rows = [['Real, not seen in training', figures['floor_frechet'], None, None,
-           figures['real_accuracy']]]
-  rows += [
-      [named[name], figures[f'{name}_frechet'],
-       figures[f'{name}_frechet_spread'], figures[f'{name}_frechet_pooled'],
-       figures[f'{name}_accuracy']] for name in samples if name != 'real']
+  columns = {'Fréchet distance': 'frechet', 'spread of sets': 'frechet_spread',
+             'all sets together': 'frechet_pooled', 'label found': 'accuracy'}
+  if run.config.evaluation.num_sets == 1:
+    del columns['spread of sets'], columns['all sets together']
+  rows = [[named[name], *(figures.get(f'{name}_{figure}')
+                          for figure in columns.values())]
+          for name in samples]
+  rows[0][:2] = 'Real, not seen in training', figures['floor_frechet']
   tables = [report_lib.Table(
-      ['', 'Fréchet distance', 'spread of sets', 'all sets together',
-       'label found'], rows,
+      ['', *columns], rows,
       'Fréchet distance on the features of a classifier trained on the same '
       f'images (not FID), to the real training images, in sets of '
       f'{len(run.dataset.test)}; the first row is the floor. Less is better.')]
