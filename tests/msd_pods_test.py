@@ -64,6 +64,8 @@ def with_files(config, tmp_path):
   """The config with data of its format and a teacher of random weights."""
   write = write_edm_zip if config.dataset == 'edm_zip' else write_cifar10
   write(tmp_path / 'data', *images_like(config))
+  if config.dataset == 'cifar10':
+    config.declared.num_train = 5 * 32  # Of five batches.
   config.data_path = str(tmp_path / 'data')
   module = networks.build(
       config.teacher.network, config.declared.shape,
