@@ -243,13 +243,14 @@ def test_a_disk_too_full_for_metrics_names_the_last_checkpoint(
     loop.fit([line_stage()], config(), str(tmp_path))
 
 
+@pytest.mark.parametrize('num_steps', [6, 8])  # Finished, and under way.
 def test_several_processes_do_not_pass_a_damaged_checkpoint(
-    tmp_path, monkeypatch):
+    num_steps, tmp_path, monkeypatch):
   loop.fit([line_stage()], config(), str(tmp_path))
   empty(tmp_path / 'checkpoints' / '6', 'state', 'params')
   monkeypatch.setattr(checkpoint.hosts, 'is_alone', lambda: False)
   with pytest.raises(checkpoint.CheckpointError, match='checkpoints/6 cannot'):
-    loop.fit([line_stage()], config(), str(tmp_path))
+    loop.fit([line_stage(num_steps=num_steps)], config(), str(tmp_path))
   assert (tmp_path / 'checkpoints' / '6').exists()
 
 
