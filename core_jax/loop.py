@@ -25,6 +25,7 @@ from core_jax import fsdp
 from core_jax import hosts
 from core_jax import mesh as mesh_lib
 from core_jax import metrics as metrics_lib
+from core_jax import step_log
 
 _OBSERVE_SECONDS = 60.  # At least, between two looks at a state.
 _IN_FLIGHT = 2  # Steps; a request to stop waits for these.
@@ -276,13 +277,15 @@ def _train(run, stage, offset, frozen):
   with metrics_lib.MetricsWriter(run.workdir, offset + first) as writer, \
       contextlib.closing(
           data.prefetch(stage.batch, first, stage.num_steps)) as batches:
-    log = _Log(run, stage, writer, offset, first, gflop, started)
+    log = step_log.StepLog(
+        run, stage, writer, offset=offset, first=first, gflop=gflop,
+        started=started)
     observed = time.monotonic()
     for i, batch in batches:
       batch = mesh_lib.put(batch, stage.mesh, P('data'))
       # The order within one turn is a contract: update, check and log, save.
       state, metrics = compiled(state, batch, frozen)
-      log.add(metrics)
+      log.add(metrics, in_flight=_IN_FLIGHT)
       done = i + 1
       last, stopped = done == stage.num_steps, poll(_received(run))
       due = last or stopped or done % run.config.checkpoint_every_steps == 0
@@ -297,62 +300,6 @@ def _train(run, stage, offset, frozen):
         _interrupt(run, stage, done, stopped)
   checkpoint.finish(run.mgr)
   return None
-
-
-class _Log:
-  """What the steps of a stage say, to the metrics' file and to people."""
-
-  def __init__(self, run, stage, writer, offset, first, gflop, started):
-    self._run, self._stage, self._writer = run, stage, writer
-    self._offset, self._first, self._gflop = offset, first, gflop
-    self._started = started  # Seconds; the rate of steps counts from here.
-    self._logged = time.monotonic()
-    self._recent = []
-
-  def add(self, metrics):
-    """Takes a step's metrics, and waits where too many steps are in flight."""
-    self._recent.append(metrics)
-    if len(self._recent) > _IN_FLIGHT:
-      jax.block_until_ready(self._recent[-1 - _IN_FLIGHT])
-
-  def tell(self, done, *, saved, stopped):
-    """Writes where a line is due, or the run stops; prints there, too, and
-    checks, before a save and at the first step."""
-    stage, is_first = self._stage, done == self._first + 1
-    due = (stopped or done == stage.num_steps
-           or done % self._run.config.log_every_steps == 0)
-    if not (due or saved or is_first):
-      return
-    scalars = _means(self._recent)
-    if due:
-      self._write(done, scalars)
-    _check_finite(self._run, stage, done, scalars)
-    if due and (warning := stage.watch(scalars)):
-      _print(f'warning: {stage.name} {done}: {warning}')
-    seconds = time.monotonic() - self._started
-    if is_first:  # It compiled, which says nothing of the rate.
-      _print(f'{stage.name} {done}/{stage.num_steps}  first step in '
-             f'{seconds:.1f} s')
-      self._started = time.monotonic()
-    else:
-      _print(metrics_lib.progress_line(
-          stage.name, done, stage.num_steps, since=self._first + 1,
-          seconds=seconds, scalars=scalars))
-
-
-  def _write(self, done, scalars):
-    now = time.monotonic()
-    try:
-      self._writer.write(
-          self._offset + done, self._stage.name, scalars,
-          seconds=now - self._logged, gflop=len(self._recent) * self._gflop)
-    except OSError as e:
-      checkpoint.finish(self._run.mgr)
-      raise checkpoint.CheckpointError(
-          f'Could not write metrics in {self._run.workdir}: {e}. '
-          f'{checkpoint.last_good(self._run.mgr)} If the disk is full, free '
-          'some space, then run the same command again: it resumes.') from e
-    self._recent, self._logged = [], now
 
 
 def _save(run, stage, offset, done, state):
@@ -375,30 +322,6 @@ def _observe(run, stage, state, frozen):
 def _received(run):
   """The number of the signal that this process received, or 0."""
   return int(run.stop.received or 0)
-
-
-def _means(recent):
-  """Metrics of the steps since the last line, on the devices -> their means."""
-  rows = jax.device_get(recent)
-  return {
-      name: float(np.mean([row[name] for row in rows], dtype=np.float64))
-      for name in sorted(rows[0], key=lambda name: ('loss' not in name, name))}
-
-
-def _check_finite(run, stage, done, scalars):
-  try:
-    metrics_lib.check_finite(scalars, done, stage.name)
-  except FloatingPointError as e:
-    checkpoint.finish(run.mgr)
-    raise FloatingPointError(
-        f'{e}; stopped without saving. {checkpoint.last_good(run.mgr)} Lower '
-        "the stage's lr, or look at the metrics before that step in "
-        'metrics.jsonl.') from e
-
-
-def _print(line):
-  if hosts.is_first():
-    print(line, flush=True)
 
 
 def _interrupt(run, stage, done, number):
