@@ -171,7 +171,7 @@ def head_to_params(tensors: Tensors) -> dict[str, dict[str, np.ndarray]]:
     MismatchError: the layers are others.
   """
   shapes = {name: array.shape for name, array in tensors.items()}
-  channels = shapes.get('0.bias', (0,))[0]
+  channels = (*shapes.get('0.bias', ()), 0)[0]
   kernel = (channels, channels, 4, 4)
   weights = {'0': kernel, '1': (channels,), '3': kernel, '4': (channels,),
              '6': (1, channels, 1, 1)}
