@@ -268,8 +268,7 @@ def main() -> None:
                  f'there are {"; ".join(ROWS[args.data])}')
   workdir = pathlib.Path(args.workdir or f'runs/claims-{args.data}')
   seeds = [int(seed) for seed in args.seeds.split(',')]
-  if not args.workdir:
-    sys.argv.append(f'--workdir={workdir}')  # For `folder.resume_command`.
+  folder.name_workdir(workdir)
   allocator.keep_freed_memory()
   with program.one_line((*program.ERRORS, checkpoint.CheckpointError)):
     try:

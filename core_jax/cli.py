@@ -77,9 +77,7 @@ def run(
         return
       join()
       path = workdir.value or _default_workdir(package)
-      if not workdir.value:
-        # `folder.resume_command` is asked for a part of the run, too.
-        sys.argv.append(f'--workdir={path}')
+      folder.name_workdir(path)
       platform.work_unit().set_task_status(f'{package}: {path}')
       try:
         with contextlib.ExitStack() as stack:

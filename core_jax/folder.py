@@ -145,9 +145,23 @@ def resume_command(workdir: Any) -> str:
   spec = getattr(sys.modules['__main__'], '__spec__', None)
   program = ['-m', spec.name] if spec else [sys.argv[0]]
   command = [python(), *program, *sys.argv[1:]]
-  if not any(arg.startswith(('--workdir', '-workdir')) for arg in sys.argv):
+  if not _workdir_is_named():
     command.append(f'--workdir={workdir}')
   return shlex.join(command)
+
+
+def name_workdir(workdir: Any) -> None:
+  """Puts the folder on the command line of this process, if none is there.
+
+  For runs of several parts, each with a folder of its own in this one, which
+  all are resumed by the command of the whole.
+  """
+  if not _workdir_is_named():
+    sys.argv.append(f'--workdir={workdir}')
+
+
+def _workdir_is_named():
+  return any(arg.startswith(('--workdir', '-workdir')) for arg in sys.argv)
 
 
 @dataclasses.dataclass
