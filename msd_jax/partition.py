@@ -2,19 +2,19 @@
 
 A router is int32 [Y]: the student of every label. It is saved with the
 students' params, and is all that inference needs to choose one. Conditions
-that are no classes, such as embeddings of text, have `fit_quadrants` instead.
+that are no classes, such as embeddings of prompts, have `fit_quadrants` and
+`quadrant` instead.
 """
 
 from collections.abc import Sequence
 import json
 from typing import Any
 
-from absl import logging
 import chex
 import numpy as np
 
-KINDS = ('consecutive', 'random', 'kmeans', 'table:FILE')
-_TABLE = 'table:'
+KINDS = ('consecutive', 'random', 'kmeans', 'kmeans:FILE', 'quadrants:FILE',
+         'table:FILE')
 _MAX_ITERATIONS = 100
 
 
@@ -124,14 +124,33 @@ def read_groups(path: str) -> list[list[int]]:
     with open(path, encoding='utf-8') as file:
       groups = json.load(file)
   except (OSError, ValueError) as error:
-    raise ValueError(f'partition={_TABLE}{path}: {error}') from error
+    raise ValueError(f'partition=table:{path}: {error}') from error
   if not isinstance(groups, list) or not all(
       isinstance(group, list) and all(type(c) is int for c in group)
       for group in groups):
     raise ValueError(
-        f'partition={_TABLE}{path}: not a JSON list of lists of classes, one '
+        f'partition=table:{path}: not a JSON list of lists of classes, one '
         'list per student, such as [[0, 2], [1, 3]]')
   return groups
+
+
+def read_embeddings(path: str, num_classes: int) -> np.ndarray:
+  """A .npy file of embeddings of the classes, such as of their names [Y, E].
+
+  Raises:
+    ValueError: it is something else, or of other classes.
+  """
+  try:
+    embeddings = np.load(path, allow_pickle=False)
+  except (OSError, ValueError, EOFError) as error:
+    raise ValueError(f'partition: {path} is no .npy file: {error}') from error
+  shape = getattr(embeddings, 'shape', None)
+  if shape is None or len(shape) != 2 or shape[0] != num_classes or (
+      not np.issubdtype(embeddings.dtype, np.floating)):
+    raise ValueError(
+        f'partition: {path} is no array of floats with a row for each of the '
+        f'{num_classes} classes')
+  return embeddings
 
 
 def make_router(
@@ -151,25 +170,35 @@ def make_router(
     embeddings: of the classes [Y, E], for 'kmeans': see `class_embeddings`.
 
   Raises:
-    ValueError: an unknown kind, more students than classes, no embeddings, or
-      a table that misses or repeats a class.
+    ValueError: an unknown kind, more students than classes, no embeddings, a
+      file that is none of embeddings, quadrants for other than four students,
+      or a table that misses or repeats a class.
   """
   check_numbers(num_classes, num_students)
   if num_students == 1:
     return consecutive(num_classes, 1)
+  name, _, path = kind.partition(':')
   if kind == 'consecutive':
     router = consecutive(num_classes, num_students)
   elif kind == 'random':
     router = shuffled(num_classes, num_students, seed)
+  elif path and name == 'kmeans':
+    router = balanced_kmeans(
+        read_embeddings(path, num_classes), num_students, seed)
+  elif path and name == 'quadrants':
+    if num_students != 4:
+      raise ValueError(
+          f'partition={kind!r} has four parts, but num_students={num_students}')
+    embeddings = read_embeddings(path, num_classes)
+    router = quadrant(fit_quadrants(embeddings), embeddings)
   elif kind == 'kmeans':
     if embeddings is None or len(embeddings) != num_classes:
       raise ValueError(
           f"partition='kmeans' needs the teacher's embeddings of the "
           f'{num_classes} classes')
     router = balanced_kmeans(embeddings, num_students, seed)
-  elif kind.startswith(_TABLE):
-    router = from_groups(
-        read_groups(kind.removeprefix(_TABLE)), num_classes, num_students)
+  elif path and name == 'table':
+    router = from_groups(read_groups(path), num_classes, num_students)
   else:
     raise ValueError(
         f'partition={kind!r} is not known; there are {", ".join(KINDS)}')
@@ -223,6 +252,9 @@ def fit_quadrants(embeddings: np.ndarray) -> dict[str, np.ndarray]:
 
   Returns:
     Arrays that `quadrant` reads, to be saved with the students.
+
+  Raises:
+    ValueError: they are not finite, or too many are equal to be cut so.
   """
   embeddings = np.asarray(embeddings, np.float64)
   chex.assert_rank(embeddings, 2)
@@ -237,10 +269,13 @@ def fit_quadrants(embeddings: np.ndarray) -> dict[str, np.ndarray]:
   axes = axes * np.sign(axes[np.arange(2), largest])[:, None]
   x, y = ((embeddings - mean[None]) @ axes.T).T
   first = np.median(x)
-  second = [np.median(y[(x > first) == half]) for half in (False, True)]
+  halves = [y[(x > first) == right] for right in (False, True)]
+  second = [np.median(half) if half.size else np.nan for half in halves]
   quadrants = {'mean': mean, 'axes': axes, 'first_cut': first,
                'second_cuts': np.asarray(second)}
-  logging.info('Quadrants: %s', balance(quadrant(quadrants, embeddings)))
+  if len(np.unique(quadrant(quadrants, embeddings))) < 4:
+    raise ValueError(
+        'too many embeddings are equal: no median cuts them into four parts')
   return quadrants
 
 

@@ -87,8 +87,9 @@ def test_what_a_kind_needs_is_said():
     partition.make_router('kmeans', 5, 2, 0)
   with pytest.raises(ValueError, match='there are consecutive, random, kmeans'):
     partition.make_router('alphabetical', 5, 2, 0)
-  with pytest.raises(ValueError, match='No such file'):
-    partition.make_router('table:nowhere.json', 5, 2, 0)
+  for kind in ('table', 'kmeans'):
+    with pytest.raises(ValueError, match='No such file'):
+      partition.make_router(f'{kind}:nowhere', 5, 2, 0)
   params = {'map_label': {'kernel': points(5)}}
   router = partition.make_router(
       'kmeans', 5, 2, 0, partition.class_embeddings(params))
@@ -112,3 +113,28 @@ def test_quadrants_are_equal_and_follow_the_widest_axes():
   unseen = embeddings[:10] + 1e-9
   np.testing.assert_array_equal(
       partition.quadrant(quadrants, unseen), students[:10])
+
+
+def test_embeddings_of_the_classes_may_come_from_a_file(tmp_path):
+  path = str(tmp_path / 'names.npy')
+  np.save(path, points(12, 4))
+  router = partition.make_router(f'quadrants:{path}', 12, 4, seed=0)
+  np.testing.assert_array_equal(np.bincount(router), [3, 3, 3, 3])
+  np.testing.assert_array_equal(
+      partition.make_router(f'kmeans:{path}', 12, 3, seed=5),
+      partition.balanced_kmeans(points(12, 4), 3, seed=5))
+
+
+@pytest.mark.parametrize('array, num_students, message', [
+    (np.zeros((12, 2)), 4, 'too many embeddings are equal'),
+    (np.full((12, 2), np.nan), 4, '4 or more finite embeddings'),
+    (points(11), 4, 'a row for each of the 12 classes'),
+    (np.arange(12), 4, 'a row for each of the 12 classes'),
+    (np.array([{}] * 12), 4, 'is no .npy file'),
+    (points(12), 3, 'four parts, but num_students=3')])
+def test_a_file_that_has_no_quadrants_is_refused(
+    array, num_students, message, tmp_path):
+  path = str(tmp_path / 'names.npy')
+  np.save(path, array)
+  with pytest.raises(ValueError, match=message):
+    partition.make_router(f'quadrants:{path}', 12, num_students, seed=0)
