@@ -12,6 +12,7 @@ import pathlib
 from typing import Any
 
 from absl import logging
+import jax
 import ml_collections
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
@@ -19,6 +20,11 @@ from orbax.checkpoint import checkpoint_managers as policies
 from core_jax import hosts
 
 Manager = ocp.CheckpointManager
+
+# Orbax has the devices that hold copies of an array write a slice each, and
+# each slice of each shape is a program to compile: of small arrays, one device
+# writes all.
+_LEAST_SLICE_BYTES = 2**20
 
 
 class CheckpointError(RuntimeError):
@@ -34,7 +40,16 @@ def manager(workdir: str, *, keep: int, milestones: Sequence[int]) -> Manager:
           policies.LatestN(keep), policies.CustomSteps(tuple(milestones))]),
       cleanup_tmp_directories=True)
   path = pathlib.Path(workdir).absolute() / 'checkpoints'
-  return Manager(path, options=options)
+  return Manager(path, options=options, handler_registry=_handlers())
+
+
+def _handlers():
+  arrays = ocp.type_handlers.ArrayHandler(
+      min_slice_bytes_for_replica_parallel=_LEAST_SLICE_BYTES)
+  return ocp.handlers.create_default_handler_registry(
+      state=ocp.PyTreeCheckpointHandler(
+          type_handler_registry=ocp.type_handlers.create_type_handler_registry(
+              (jax.Array, arrays))))
 
 
 def save(
@@ -61,7 +76,7 @@ def save(
   """
   try:
     mgr.save(step, force=True, args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
+        state=ocp.args.PyTreeSave(state),
         params=ocp.args.StandardSave(params),
         config=ocp.args.JsonSave(config.to_dict()),
         reached=ocp.args.JsonSave(dict(reached))))
@@ -115,18 +130,19 @@ def restore_newest(mgr: Manager, steps: range, target: Any) -> Any | None:
     CheckpointError: there are some, and none can be read; or the newest
       cannot, and this is one of several processes. None was moved.
   """
+  layout = ocp.args.PyTreeRestore(
+      target, ocp.checkpoint_utils.construct_restore_args(target))
   damaged = []
   for step in sorted(set(steps) & set(mgr.all_steps()), reverse=True):
     try:
-      state = mgr.restore(step, args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(target))).state
+      state = mgr.restore(step, args=ocp.args.Composite(state=layout)).state
     except Exception as e:  # Whatever a damaged file makes a reader raise.
       _check_alone(mgr, step, e)
       damaged.append((step, e))
       continue
     for newer, error in damaged:
       _set_aside(mgr, newer, error)
-    return state
+    return jax.tree.map(_keys_again, state, target)
   if damaged:
     step, error = damaged[0]
     raise CheckpointError(
@@ -136,6 +152,13 @@ def restore_newest(mgr: Manager, steps: range, target: Any) -> Any | None:
         'right and run the same command again; to begin anew, give another '
         '--workdir.') from error
   return None
+
+
+def _keys_again(leaf, target):
+  """Keys come back as their words: our handler has no metadata of arrays."""
+  if not jax.dtypes.issubdtype(target.dtype, jax.dtypes.prng_key):
+    return leaf
+  return jax.device_put(jax.random.wrap_key_data(leaf), target.sharding)
 
 
 def _check_alone(mgr, step, error):

@@ -216,6 +216,22 @@ def _failing_at(batch, last):
   return failing
 
 
+def test_copies_of_small_arrays_are_saved_without_a_program(tmp_path, caplog):
+  devices = jax.NamedSharding(mesh_lib.make_mesh(), jax.P())
+  state = {str(i): jax.device_put(np.ones(8 * i), devices) for i in (1, 2)}
+  with checkpoint.manager(str(tmp_path), keep=1, milestones=()) as mgr:
+    with jax.log_compiles():
+      checkpoint.save(
+          mgr, 1, state=state, params={'w': np.ones(1)}, config=config(),
+          reached={})
+    checkpoint.finish(mgr)
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=devices), state)
+    chex.assert_trees_all_equal(
+        checkpoint.restore_newest(mgr, range(2), target), state)
+  assert 'compil' not in caplog.text.lower()
+
+
 def test_a_stop_writes_the_line_that_is_not_yet_due(tmp_path):
   stage = line_stage(num_steps=8)
 

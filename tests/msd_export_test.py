@@ -6,6 +6,7 @@ import sys
 
 import chex
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
@@ -67,7 +68,7 @@ def test_a_run_must_have_come_to_its_students(
              'last_stage': last_stage}
   with checkpoint.manager(str(tmp_path), keep=1, milestones=()) as mgr:
     checkpoint.save(
-        mgr, 9, state={'step': step}, params=bundle,
+        mgr, 9, state={'step': jnp.int32(step)}, params=bundle,
         config=ml_collections.ConfigDict(), reached=reached)
   if refused:
     with pytest.raises(ValueError, match="at step 4 of 4 of 'single_equal_ba"):

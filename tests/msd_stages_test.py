@@ -298,7 +298,7 @@ def test_a_generator_of_one_step_is_no_teacher(tmp_path):
 
 
 def test_a_teacher_is_not_looked_for_where_another_took_it(tmp_path):
-  config, some = tiny(teacher_workdir='runs/first'), {'a': np.zeros(1)}
+  config, some = tiny(teacher_workdir='runs/first'), {'a': jnp.zeros(1)}
   with checkpoint.manager(str(tmp_path), keep=1, milestones=()) as mgr:
     checkpoint.save(
         mgr, 1, state=some, params=some, config=config, reached={})
