@@ -2,7 +2,8 @@
 
 `msd_round`: DMD2's cycle for one student: 1 generator update, 5 fake-score
 updates, AdamW, clip 10 per network. `msd_generate`: one-step generation. Both
-with the ADM U-Net, no dropout, float32, on random weights.
+with the ADM U-Net, no dropout, float32, on random weights. `msd_students`: a
+round of four students, and four rounds of one.
 """
 
 import functools
@@ -14,6 +15,7 @@ from benchmarks import harness
 NUM_CLASSES = 10
 RATIO = 5
 LEARNING_RATE = 2e-6
+STUDENTS = 4
 PEERS = ('torch contiguous', 'torch channels_last')
 # Name -> (batch size, fields of the network). Images have 3 channels.
 SIZES = {
@@ -33,8 +35,14 @@ def cases(quick: bool) -> dict[str, dict[str, harness.Case]]:
               peer: functools.partial(theirs, size, peer) for peer in PEERS},
           functools.partial(gflop, size))
       for size in sizes}
+  size = sizes[0]
+  students = harness.Case(
+      {'ours': functools.partial(our_round, size, STUDENTS),
+       f'{STUDENTS} rounds of one': functools.partial(our_rounds_of_one, size)},
+      lambda: STUDENTS * round_gflop(size))
   return {'msd_round': make(our_round, torch_round, round_gflop),
-          'msd_generate': make(our_generate, torch_generate, generate_gflop)}
+          'msd_generate': make(our_generate, torch_generate, generate_gflop),
+          'msd_students': {size: students}}
 
 
 def network_config(size: str) -> dict[str, Any]:
@@ -50,7 +58,7 @@ def image_shape(size: str) -> tuple[int, int, int]:
 
 def warm_imports(side: functools.partial) -> None:
   """Loads what the side needs, so that its memory is counted without."""
-  if side.func in (our_round, our_generate):
+  if side.func in (our_round, our_rounds_of_one, our_generate):
     import jax
 
     from msd_jax import students  # noqa: F401
@@ -62,22 +70,24 @@ def warm_imports(side: functools.partial) -> None:
 # Ours.
 
 
-def our_round(size: str) -> harness.Prepared:
+def our_round(size: str, num_students: int = 1) -> harness.Prepared:
   import jax
   from jax.sharding import PartitionSpec
-  import numpy as np
 
   from core_jax import mesh as mesh_lib
+  from msd_jax import partition
   from msd_jax import students
   from msd_jax import turns
   batch_size, _ = SIZES[size]
   module, params, networks = _our_networks(size)
   mesh = mesh_lib.make_mesh(1, devices=jax.devices()[:1])
   settings = turns.Settings(batch_size=batch_size, ratio=RATIO)
-  frozen = {'teacher': params, 'start': params,
-            'classes': np.arange(NUM_CLASSES, dtype=np.int32)[None],
-            'sizes': np.array([NUM_CLASSES], np.int32)}
-  init = students.make_init(networks, 1, key=jax.random.key(0), ema=False)
+  classes, sizes = partition.members(
+      partition.consecutive(NUM_CLASSES, num_students))
+  frozen = {'teacher': params, 'start': params, 'classes': classes,
+            'sizes': sizes}
+  init = students.make_init(
+      networks, num_students, key=jax.random.key(0), ema=False)
   state = jax.jit(init)(frozen)
   round_ = students.make_round(networks, settings, image_shape(size), mesh)
   spec = students.State(
@@ -96,6 +106,12 @@ def our_round(size: str) -> harness.Prepared:
     jax.block_until_ready((holder[0].students, metrics))
 
   return harness.Prepared(run, seconds)
+
+
+def our_rounds_of_one(size: str) -> harness.Prepared:
+  one = our_round(size)
+  return harness.Prepared(
+      lambda: [one.run() for _ in range(STUDENTS)], one.compile_seconds)
 
 
 def our_generate(size: str) -> harness.Prepared:

@@ -66,8 +66,15 @@ def get_config(variant=''):
   # DMD: 0.25, LPIPS, 100,000 pairs, lr 5e-5.
   config.regression = ml_collections.ConfigDict(dict(
       weight=0., pairs='', filter_pairs=False, distance='lpips'))
-  config.consistency = None
-  config.post = None
+  # After Song et al. (2023), from memory; MSD names no settings.
+  config.consistency = ml_collections.ConfigDict(dict(
+      num_steps=800_000, batch_size=512, lr=4e-4, warmup_steps=100,
+      clip_norm=1e6, weight_decay=0., num_levels=18, target_decay=0.,
+      ema_decay=0.9999, distance='lpips'))
+  # MSD names none of post-distillation either; these were not tried.
+  config.post = ml_collections.ConfigDict(dict(
+      workdir='', num_steps=20_000, batch_size=128, lr=1e-5, warmup_steps=100,
+      clip_norm=10., weight_decay=0., ema_decay=0.999, distance='lpips'))
   config.lpips_vgg_path = config.lpips_linear_path = ''
   config.brightness_alarm = 1.
 
@@ -78,8 +85,8 @@ def get_config(variant=''):
 
 def _change(config, variant):
   if variant == 'single':
-    config.students.num_steps *= config.num_students
-    config.adm.num_steps *= config.num_students
+    for stage in (config.students, config.adm, config.consistency, config.post):
+      stage.num_steps *= config.num_students
     config.num_students = 1
   elif variant == 'tiny':
     _make_tiny(config)
@@ -95,7 +102,8 @@ def _make_tiny(config):
       attention_resolutions=())
   config.teacher.network.update(small)
   config.students.network.update(small)
-  for stage in (config.teacher, config.score_matching, config.students):
+  for stage in (config.teacher, config.score_matching, config.students,
+                config.consistency, config.post):
     stage.num_steps, stage.batch_size = 2, 8
   config.students.ratio = config.adm.num_steps = 2
   config.teacher.sampler_steps = 2

@@ -248,6 +248,8 @@ def _distance(run, kind):
     return (lambda params: distances.of_features(apply, params),
             lambda results: {'distance': results['classifier']})
   if kind == 'lpips':
+    if len(run.dataset.shape) != 3:
+      raise ValueError("distance='lpips' is of images, and these are points")
     params = distances.read_lpips(
         config.lpips_vgg_path, config.lpips_linear_path)
     return distances.lpips, lambda results: {'distance': params}
@@ -263,6 +265,10 @@ def consistency(
   """Consistency distillation on the real images of each student's classes."""
   del given
   config = run.config
+  if settings.num_levels < 2:
+    raise ValueError(
+        f'consistency.num_levels={settings.num_levels}: a step is from one '
+        'level to the next, so give 2 or more')
   distance, frozen = _distance(run, settings.distance)
   levels = diffusion.karras_sigmas(
       settings.num_levels, config.sigma_min, config.sigma_max)[::-1]
@@ -288,7 +294,7 @@ def post_distillation(
   del given
   config = run.config
   distance, frozen = _distance(run, settings.distance)
-  large, module, sigma_min = _large_students(run, router)
+  large, module, sigma_min = _large_students(run, stage, router)
   loss = regress.make_post_loss(
       setup.denoiser(run, run.student, mesh),
       diffusion.make_denoiser(
@@ -317,7 +323,7 @@ def _regression(run, stage, loss, router, mesh):
       step=regress.make_step(loss, tx, decays, mesh))
 
 
-def _large_students(run, router):
+def _large_students(run, stage, router):
   """(params [K, ...], module, sigma_min) that each student is to imitate."""
   path, config = run.config.post.workdir, run.config
   if not path:
@@ -332,9 +338,11 @@ def _large_students(run, router):
   owners = [np.unique(np.asarray(bundle['router'])[router == k])
             for k in range(router.max() + 1)]
   if any(len(owner) > 1 for owner in owners):
+    more = '' if stage.students == 'students' else (
+        '; --config.baselines="()" leaves such baselines out')
     raise ValueError(
         f'post.workdir={path}: its students share the classes otherwise; each '
-        'of ours needs all its classes from one of them')
+        f'of {stage.students!r} needs all its classes from one of them{more}')
   owners = np.concatenate(owners)
   return (jax.tree.map(lambda x: np.asarray(x)[owners], bundle['generator']),
           networks.from_description(bundle['network']),

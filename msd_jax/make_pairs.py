@@ -34,7 +34,7 @@ def read_teacher(path: str) -> tuple[nn.Module, Any, float]:
     DataError: the folder holds none.
     ValueError: the run took its teacher from elsewhere.
   """
-  if os.path.isdir(os.path.join(path, 'checkpoints')):
+  if _is_run(path):
     saved = checkpoint.load_config(path)
     given.check_trained_teacher(path, saved)
     config = ml_collections.ConfigDict(saved)
@@ -53,6 +53,16 @@ def read_teacher(path: str) -> tuple[nn.Module, Any, float]:
     raise data.DataError(
         f'{path}: neither the folder of a run nor a network that '
         'msd_jax.convert wrote') from error
+
+
+def own_sigma_max(path: str) -> float:
+  """The most noise of a run's teacher; 80, as EDM has it, of a converted one.
+  """
+  return checkpoint.load_config(path)['sigma_max'] if _is_run(path) else 80.
+
+
+def _is_run(path):
+  return os.path.isdir(os.path.join(path, 'checkpoints'))
 
 
 def make_sampler(
@@ -139,7 +149,7 @@ def main() -> None:
   add('--last_shard', -1, 'of this machine; -1 is the last')
   add('--num_steps', 256, "of Heun's method, without churn")
   add('--sigma_min', .002, 'the least noise')
-  add('--sigma_max', 80., 'the most noise')
+  add('--sigma_max', 0., "the most noise; 0 takes the teacher's own")
   add('--batch_size', 64, 'pairs at once')
   add('--seed', 0, 'of the noise')
   args = parser.parse_args()
@@ -150,7 +160,7 @@ def main() -> None:
         shards=range(args.first_shard, min(last, args.num_shards - 1) + 1),
         settings=diffusion.Sampler(
             num_steps=args.num_steps, sigma_min=args.sigma_min,
-            sigma_max=args.sigma_max),
+            sigma_max=args.sigma_max or own_sigma_max(args.teacher)),
         seed=args.seed, batch_size=args.batch_size))
   except (OSError, ValueError) as error:
     raise SystemExit(f'{parser.prog}: {error}') from error

@@ -37,6 +37,10 @@ def image_batches(images: core_data.Source, rows: np.ndarray):
 
 def measure_fid(args: argparse.Namespace) -> str:
   """The command's first half: see `fid.measure`."""
+  for field, value, least in (
+      ('num', args.num, 2), ('num_seeds', args.num_seeds, 1)):
+    if value < least:
+      raise ValueError(f'--{field}={value}: give {least} or more')
   params = export.read_students(args.students)
   shape = networks.example_shape(networks.from_description(params['network']))
   reference = fid.read_reference(

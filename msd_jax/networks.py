@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import itertools
 from typing import Any
 
 import flax.linen as nn
@@ -37,7 +38,8 @@ def build(
     remat: a U-Net's blocks are computed again for their gradient.
 
   Raises:
-    ValueError: an unknown kind or field, or a shape that the kind can't take.
+    ValueError: an unknown kind or field, a shape that the kind can't take, or
+      sizes that no block can have.
   """
   settings = dict(network)
   kind = settings.pop('kind')
@@ -66,7 +68,31 @@ def build(
     raise ValueError(
         f'network has no {sorted(set(settings) - known)}; {kind!r} has '
         f'{sorted(known)}')
-  return NETWORKS[kind](num_classes=num_classes, **settings)
+  module = NETWORKS[kind](num_classes=num_classes, **settings)
+  if kind != 'mlp':
+    _check_blocks(module)
+  return module
+
+
+def _check_blocks(module):
+  """Params can be made of sizes that the network could not be applied with."""
+  halvings = len(module.channel_mult) - 1
+  if module.resolution % 2**halvings:
+    raise ValueError(
+        f'network.channel_mult={module.channel_mult} halves the size of images '
+        f'{halvings} times, and {module.resolution} is not to be halved so')
+  for block in itertools.chain(*module.blocks()):
+    for channels in (block.in_channels, block.out_channels):
+      if channels < 4 or channels % min(32, channels // 4):
+        raise ValueError(
+            f'network.model_channels={module.model_channels}: the {channels} '
+            f'channels of block {block.name!r} do not divide into the groups '
+            'of its norm; multiples of 32 always do')
+    if block.num_heads and block.out_channels % block.num_heads:
+      raise ValueError(
+          f'network.model_channels={module.model_channels}: the '
+          f'{block.out_channels} channels of block {block.name!r} do not '
+          f'divide into its {block.num_heads} heads of attention')
 
 
 def settings(module: nn.Module) -> dict[str, dict[str, Any]]:

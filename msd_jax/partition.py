@@ -175,17 +175,20 @@ def make_router(
       or a table that misses or repeats a class.
   """
   check_numbers(num_classes, num_students)
+  name, _, path = kind.partition(':')
+  if (f'{name}:FILE' if path else name) not in KINDS:
+    raise ValueError(
+        f'partition={kind!r} is not known; there are {", ".join(KINDS)}')
   if num_students == 1:
     return consecutive(num_classes, 1)
-  name, _, path = kind.partition(':')
   if kind == 'consecutive':
     router = consecutive(num_classes, num_students)
   elif kind == 'random':
     router = shuffled(num_classes, num_students, seed)
-  elif path and name == 'kmeans':
+  elif name == 'kmeans' and path:
     router = balanced_kmeans(
         read_embeddings(path, num_classes), num_students, seed)
-  elif path and name == 'quadrants':
+  elif name == 'quadrants':
     if num_students != 4:
       raise ValueError(
           f'partition={kind!r} has four parts, but num_students={num_students}')
@@ -197,11 +200,8 @@ def make_router(
           f"partition='kmeans' needs the teacher's embeddings of the "
           f'{num_classes} classes')
     router = balanced_kmeans(embeddings, num_students, seed)
-  elif path and name == 'table':
-    router = from_groups(read_groups(path), num_classes, num_students)
   else:
-    raise ValueError(
-        f'partition={kind!r} is not known; there are {", ".join(KINDS)}')
+    router = from_groups(read_groups(path), num_classes, num_students)
   return router
 
 
@@ -248,7 +248,8 @@ def fit_quadrants(embeddings: np.ndarray) -> dict[str, np.ndarray]:
   cuts embeddings of text into quadrants and names neither axes nor sizes.
 
   Args:
-    embeddings: of the conditions, such as means over tokens [N, E], N >= 4.
+    embeddings: of the conditions, such as means over tokens [N, E], N >= 4,
+      E >= 2.
 
   Returns:
     Arrays that `quadrant` reads, to be saved with the students.
@@ -258,9 +259,11 @@ def fit_quadrants(embeddings: np.ndarray) -> dict[str, np.ndarray]:
   """
   embeddings = np.asarray(embeddings, np.float64)
   chex.assert_rank(embeddings, 2)
-  if len(embeddings) < 4 or not np.isfinite(embeddings).all():
+  if min(len(embeddings), 2 * embeddings.shape[1]) < 4 or (
+      not np.isfinite(embeddings).all()):
     raise ValueError(
-        f'quadrants need 4 or more finite embeddings, not {len(embeddings)}')
+        'quadrants need 4 or more finite embeddings of 2 or more numbers, not '
+        f'{embeddings.shape}')
   mean = embeddings.mean(0)
   _, _, axes = np.linalg.svd(embeddings - mean[None], full_matrices=False)
   axes = axes[:2]

@@ -171,7 +171,7 @@ def _ledger(run, path, todo):
       ['stage', 'networks', 'TFLOP for one', 'device seconds for one'], rows,
       'Matrix products and convolutions (3x3 ones as such, also where a CPU '
       "runs Winograd's fewer products); time of all devices together, "
-      'compilation included.')]
+      'compilation aside.')]
 
 
 def _images(run, params, path, key):

@@ -81,6 +81,7 @@ def make(
           config.num_students, config.student_devices, devices),
       teacher=build(config.teacher.network),
       student=build(config.students.network))
+  _check_numbers(config)
   run = dataclasses.replace(run, routers=_routers(run))
   blocks = {STUDENT_BLOCKS[kind] for kind in student_kinds(config)}
   for name in sorted({'students', *blocks}):
@@ -94,6 +95,20 @@ def make(
         f'baselines has {sorted(unknown)}; there are equal_batch and '
         'equal_compute')
   return run
+
+
+def _check_numbers(config):
+  """What would be found wrong after training alone, or never."""
+  for block, field in (('teacher', 'sampler_steps'), ('evaluation', 'num_sets'),
+                       ('evaluation', 'num_samples')):
+    value = (config.get(block) or {}).get(field, 1)
+    if value < 1:
+      raise ValueError(f'{block}.{field}={value}: give 1 or more')
+  if config.regression and config.regression.weight and (
+      'dm' not in student_kinds(config)):
+    raise ValueError(
+        f'regression.weight={config.regression.weight}: only the stage dm has '
+        f'the loss on pairs, and student_stages={config.student_stages!r}')
 
 
 def student_kinds(config: Any) -> tuple[str, ...]:
@@ -126,8 +141,9 @@ def stage_settings(config: Config, kind: str) -> Config:
 def _routers(run):
   """Of the baselines, then of the students; k-means runs once."""
   config = run.config
-  embeddings = (
-      _teacher_embeddings(run) if config.partition == 'kmeans' else None)
+  embeddings = None
+  if config.partition == 'kmeans' and config.num_students > 1:
+    embeddings = _teacher_embeddings(run)
   router = lambda num_students: partition.make_router(
       config.partition, run.dataset.num_classes, num_students, config.seed,
       embeddings)

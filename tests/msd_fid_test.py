@@ -337,6 +337,9 @@ def test_the_command_measures_students(
   assert figures['ema_decay'] is None  # Nobody said.
   edm_zip.write(str(tmp_path / 'large.zip'), zip(
       images.repeat(2, 1).repeat(2, 2), [0, 1, 2, 3] * 2, strict=False))
+  for field in ('--num', '--num_seeds'):
+    with pytest.raises(SystemExit, match=f'{field}=0: give'):
+      run(*given, field, 0, *common)
   with pytest.raises(SystemExit, match=r'has images \(16, 16, 3\), the stud'):
     run(*given, '--real', f'edm_zip:{tmp_path}/large.zip', *common)
   (tmp_path / 'b.npz').write_bytes(pickle.dumps({}))

@@ -307,6 +307,7 @@ def test_pairs_are_what_the_teachers_sampler_makes(teacher, tmp_path):
     make('pairs', range(3))
   with pytest.raises(data.DataError, match='nor a network that msd_jax'):
     make_pairs.read_teacher(str(tmp_path / 'pairs'))
+  assert make_pairs.own_sigma_max(path) == 80
 
 
 # Broken files.

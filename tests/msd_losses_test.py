@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from msd_jax import losses
+from msd_jax import teacher
 from tests.msd_diffusion_test import gaussian_denoised
 
 
@@ -80,3 +81,21 @@ def test_no_gradient_flows_into_the_target():
   gradient = jax.grad(losses.denoising_loss, argnums=1)(
       d, target, jnp.ones(2), 0.5)
   np.testing.assert_array_equal(gradient, jnp.zeros((2, 3)))
+
+
+def linear(params, x, sigma, labels, dropout_key=None):
+  """D = a x, with params a."""
+  del sigma, labels, dropout_key
+  return params * x
+
+
+def test_score_matching_learns_the_teacher_and_not_the_images():
+  images = jax.random.normal(jax.random.key(0), (16, 3))
+  batch = {'image': images, 'label': jnp.zeros(16, jnp.int32)}
+  matching = teacher.make_denoising(linear, 0.5, teacher=linear)
+  loss = lambda a: matching(a, batch, jax.random.key(1), {'teacher': 0.7})
+  assert loss(0.7) == jax.grad(loss)(0.7) == 0
+  # A parabola about the teacher, weighed as EDM's loss.
+  np.testing.assert_allclose(loss(0.9), 4 * loss(0.8), rtol=1e-5)
+  denoising = teacher.make_denoising(linear, 0.5)
+  assert denoising(0.7, batch, jax.random.key(1), {}) > 0.1

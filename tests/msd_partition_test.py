@@ -85,8 +85,10 @@ def test_a_table_that_is_no_partition_is_refused(table, message, tmp_path):
 def test_what_a_kind_needs_is_said():
   with pytest.raises(ValueError, match="teacher's embeddings of the 5 classes"):
     partition.make_router('kmeans', 5, 2, 0)
-  with pytest.raises(ValueError, match='there are consecutive, random, kmeans'):
-    partition.make_router('alphabetical', 5, 2, 0)
+  for kind, num_students in itertools.product(
+      ('alphabetical', 'random:7', 'table', 'quadrants'), (1, 2)):
+    with pytest.raises(ValueError, match='there are consecutive, random, km'):
+      partition.make_router(kind, 5, num_students, 0)
   for kind in ('table', 'kmeans'):
     with pytest.raises(ValueError, match='No such file'):
       partition.make_router(f'{kind}:nowhere', 5, 2, 0)
@@ -128,6 +130,7 @@ def test_embeddings_of_the_classes_may_come_from_a_file(tmp_path):
 @pytest.mark.parametrize('array, num_students, message', [
     (np.zeros((12, 2)), 4, 'too many embeddings are equal'),
     (np.full((12, 2), np.nan), 4, '4 or more finite embeddings'),
+    (points(12)[:, :1], 4, r'of 2 or more numbers, not \(12, 1\)'),
     (points(11), 4, 'a row for each of the 12 classes'),
     (np.arange(12), 4, 'a row for each of the 12 classes'),
     (np.array([{}] * 12), 4, 'is no .npy file'),

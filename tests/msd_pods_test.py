@@ -225,7 +225,7 @@ def _stopping(batch, last):
   return stopped
 
 
-def test_microbatches_change_the_draws_and_nothing_else(tmp_path):
+def test_a_run_in_microbatches_ends_in_finite_students(tmp_path):
   config = small_digits(**{'compute.microbatches': 2})
   results = fit(config, tmp_path, jax.devices()[:2])
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(

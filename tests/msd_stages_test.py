@@ -180,6 +180,19 @@ def test_pairs_are_shared_by_default_and_filtered_on_request(teacher):
     assert own.all() == filtered
 
 
+@pytest.mark.parametrize('kind, name, changes, filtered', [
+    ('adm', 'real', {}, True),
+    ('adm', 'real', {'adm.filter_real': False}, False),
+    ('consistency', 'clean', {}, True)])
+def test_real_images_are_those_of_a_students_classes(
+    kind, name, changes, filtered):
+  run = setup.make(tiny(student_stages=kind, **changes))
+  label = stages.make_stages(run)[-1].batch(0)[name]['label']
+  label = label.reshape(16, 2, -1)  # [B, K, updates]
+  own = run.routers['students'][label] == np.arange(2)[None, :, None]
+  assert own.all() == filtered
+
+
 def test_regression_to_pairs_pulls_the_generator_to_them(teacher, tmp_path):
   """Without DM's voice: the loss on the pairs falls."""
   config = with_pairs(teacher, **{
@@ -201,10 +214,17 @@ def test_regression_to_pairs_pulls_the_generator_to_them(teacher, tmp_path):
     ({'students.batch_size': 64}, 'students.batch_size=64, but student 0'),
     ({'student_stages': 'dm+gan'}, "'gan' is not known"),
     ({'student_stages': 'dm+dm'}, 'a stage twice'),
-    ({'student_stages': 'adm', 'adm.backbone': 'vgg'}, "adm.backbone='vgg'"),
-    ({'student_stages': 'adm', 'adm.gan_weight': 'auto'},
+    ({'student_stages': 'dm+adm', 'adm.backbone': 'vgg'},
+     "adm.backbone='vgg'"),
+    ({'student_stages': 'dm+adm', 'adm.gan_weight': 'auto'},
      "adm.gan_weight='auto'"),
-    ({'student_stages': 'post'}, 'post.workdir is not set'),
+    ({'student_stages': 'post', 'regression.weight': 0.},
+     'post.workdir is not set'),
+    ({'student_stages': 'adm'}, 'only the stage dm has the loss on pairs'),
+    ({'teacher.sampler_steps': 0}, 'teacher.sampler_steps=0: give 1 or more'),
+    ({'evaluation.num_sets': 0}, 'evaluation.num_sets=0: give 1 or more'),
+    ({'student_stages': 'consistency', 'regression.weight': 0.,
+      'consistency.num_levels': 1}, 'give 2 or more'),
     ({'students.fake_network': 'small'},
      "students.fake_network='small' is not known; there are teacher, student"),
     ({'students.fake_network': 'student', 'students.network.width': 8,
@@ -236,6 +256,21 @@ def test_pairs_of_another_teacher_are_refused(teacher):
     stages.make_stages(run, found)
 
 
+def test_knobs_are_those_that_are_not_turned_yet():
+  run = setup.make(tiny(), ONE)
+  assert train.knobs(run) == {
+      'state': ['compute.fsdp=True', 'student_devices=2, or more devices'],
+      'temporary': ['compute.microbatches=2']}
+  config = tiny(**{'compute.fsdp': True, 'compute.microbatches': 2}).unlock()
+  config.students.network = dict(
+      kind='adm', model_channels=32, channel_mult=(1,))
+  run = setup.make(config.lock(), jax.devices())
+  assert train.knobs(run) == {
+      'state': ['a larger slice'],
+      'temporary': ['compute.remat=True', "compute.dtype='bfloat16'",
+                    'compute.microbatches=4']}
+
+
 def test_a_small_student_is_distilled_from_one_step_students(
     teacher, tmp_path):
   config = tiny(**{
@@ -249,8 +284,11 @@ def test_a_small_student_is_distilled_from_one_step_students(
   other = tiny(**{'student_stages': 'post', 'post.workdir':
                   str(teacher / 'run'), 'partition': 'random'})
   with pytest.raises(ValueError, match='share the classes otherwise'):
-    run = setup.make(other)
-    stages.make_stages(run)
+    stages.make_stages(setup.make(other))
+  single = tiny(**{'student_stages': 'post', 'baselines': ('equal_batch',),
+                   'post.workdir': str(teacher / 'run')})
+  with pytest.raises(ValueError, match='baselines="[(][)]" leaves such'):
+    stages.make_stages(setup.make(single))
 
 
 def test_a_converted_teacher_is_a_runs_teacher(tmp_path):
