@@ -26,6 +26,7 @@ from msd_jax import networks
 from msd_jax import published
 from msd_jax import setup
 from msd_jax import stages
+from msd_jax import torch_files
 from msd_jax import train
 
 CONFIGS = {'imagenet64': imagenet64, 'cifar10': cifar10}
@@ -107,6 +108,21 @@ def test_a_config_goes_from_published_weights_to_students(
   bundle, _ = msd_jax.load(str(tmp_path / 'run'))
   images = msd_jax.generate(bundle, np.arange(4), jax.random.key(0))
   assert np.isfinite(images).all() and images.std() > 0
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_a_config_has_a_second_method_and_says_which_files_it_wants(
+    name, tmp_path):
+  config = with_files(CONFIGS[name].get_config('tiny'), tmp_path)
+  config.student_stages = 'consistency'
+  with pytest.raises(torch_files.FileError, match='needs lpips_vgg_path'):
+    stages.make_stages(setup.make(config))
+  config.consistency.distance = 'l2'
+  assert stages.make_stages(setup.make(config))[-1].num_steps == 2
+  config.student_stages = 'post'
+  config.post.distance = 'l2'
+  with pytest.raises(ValueError, match='post.workdir is not set'):
+    stages.make_stages(setup.make(config))
 
 
 @pytest.mark.parametrize('variant, params', [
