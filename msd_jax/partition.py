@@ -259,8 +259,8 @@ def fit_quadrants(embeddings: np.ndarray) -> dict[str, np.ndarray]:
   """
   embeddings = np.asarray(embeddings, np.float64)
   chex.assert_rank(embeddings, 2)
-  if min(len(embeddings), 2 * embeddings.shape[1]) < 4 or (
-      not np.isfinite(embeddings).all()):
+  num, width = embeddings.shape
+  if num < 4 or width < 2 or not np.isfinite(embeddings).all():
     raise ValueError(
         'quadrants need 4 or more finite embeddings of 2 or more numbers, not '
         f'{embeddings.shape}')

@@ -81,7 +81,7 @@ def make(
           config.num_students, config.student_devices, devices),
       teacher=build(config.teacher.network),
       student=build(config.students.network))
-  _check_numbers(config)
+  _check_settings(config)
   run = dataclasses.replace(run, routers=_routers(run))
   blocks = {STUDENT_BLOCKS[kind] for kind in student_kinds(config)}
   for name in sorted({'students', *blocks}):
@@ -97,7 +97,7 @@ def make(
   return run
 
 
-def _check_numbers(config):
+def _check_settings(config):
   """What would be found wrong after training alone, or never."""
   for block, field in (('teacher', 'sampler_steps'), ('evaluation', 'num_sets'),
                        ('evaluation', 'num_samples')):
