@@ -124,7 +124,7 @@ def test_a_derivation_begins_from_what_a_checkpoint_gives_back(
   found = jax.device_get(stage.params(rounds(stage, 0)[0]))
   with checkpoint.manager(str(tmp_path), keep=1, milestones=()) as manager:
     checkpoint.save(
-        manager, 1, state={'step': np.int32(1)}, params=found,
+        manager, 1, state={'step': jnp.int32(1)}, params=found,
         config=run.config, reached={})
     restored = checkpoint.restore_params(manager, 1)
   init = jax.jit(train.derive_stage(run, method).init)
