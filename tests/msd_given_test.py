@@ -33,6 +33,7 @@ def test_a_unet_of_a_run_teaches_others_and_makes_pairs(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, found['teacher'], trained)
   module, params, sigma_data = make_pairs.read_teacher(str(tmp_path))
   assert module == run.teacher and sigma_data == first.sigma_data
+  assert make_pairs.own_sigma_max(str(tmp_path)) == first.sigma_max == 30
   jax.tree.map(np.testing.assert_array_equal, params, trained)
   other = config(teacher_workdir=str(tmp_path), **{'teacher.lr': 1.})
   with pytest.raises(ValueError, match='was trained with teacher='):
