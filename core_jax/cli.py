@@ -82,10 +82,16 @@ def run(
       try:
         with contextlib.ExitStack() as stack:
           hosts.on_first(lambda: stack.enter_context(folder.held(path)))
+          # Loops that have something to save hear signals themselves.
+          stack.enter_context(folder.stop_request(at_once=True))
           train(experiment, path)
       except loop.Interrupted as e:
         print(e, file=sys.stderr)
         sys.exit(e.exit_code)
+      except folder.Stopped as e:
+        print(f'{e}: what is finished is kept. To go on:\n'
+              f'  {folder.resume_command(path)}', file=sys.stderr)
+        sys.exit(128 + e.received)
 
   app.run(main, flags_parser=_parse)
 

@@ -94,18 +94,36 @@ def claim(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Path:
     FolderError: the folder belongs to a run with another config (the message
       has the fields that differ), cannot be written, or is no local path.
   """
-  path = local(workdir)
-  # Through JSON, so that a tuple equals the list it is saved as.
-  wanted = json.loads(config.to_json_best_effort())
+  path = check(workdir, config)
   try:
-    (path / 'figures').mkdir(parents=True, exist_ok=True)
-    if (path / 'config.json').exists():
-      _compare(path, wanted)
-    else:
-      write_text(path / 'config.json', json.dumps(wanted, indent=2) + '\n')
+    (path / 'figures').mkdir(exist_ok=True)
+    if not (path / 'config.json').exists():
+      write_text(path / 'config.json',
+                 json.dumps(_as_saved(config), indent=2) + '\n')
   except OSError as e:
     raise _unusable(workdir, e) from e
   return path
+
+
+def check(workdir: str, config: ml_collections.ConfigDict) -> pathlib.Path:
+  """Makes the folder, and leaves it to who will `claim` it.
+
+  Raises:
+    FolderError: as `claim`.
+  """
+  path = local(workdir)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    if (path / 'config.json').exists():
+      _compare(path, _as_saved(config))
+  except OSError as e:
+    raise _unusable(workdir, e) from e
+  return path
+
+
+def _as_saved(config):
+  """Through JSON, so that a tuple equals the list it is saved as."""
+  return json.loads(config.to_json_best_effort())
 
 
 def _compare(path, wanted):
@@ -164,16 +182,34 @@ def _workdir_is_named():
   return any(arg.startswith(('--workdir', '-workdir')) for arg in sys.argv)
 
 
+class Stopped(BaseException):
+  """A signal came; what is done is kept. No error, which some would catch."""
+
+  def __init__(self, received: signal.Signals):
+    super().__init__(received.name)
+    self.received = received
+
+
 @dataclasses.dataclass
 class StopRequest:
   """Set by a signal, read by the loop between two steps."""
 
   received: signal.Signals | None = None
 
+  def check(self) -> None:
+    """Raises Stopped if a signal came."""
+    if self.received is not None:
+      raise Stopped(self.received)
+
 
 @contextlib.contextmanager
-def stop_request() -> Iterator[StopRequest]:
-  """Turns SIGTERM and the first Ctrl-C into a request; a second one kills."""
+def stop_request(at_once: bool = False) -> Iterator[StopRequest]:
+  """Turns SIGTERM and the first Ctrl-C into a request; a second one kills.
+
+  Args:
+    at_once: raises Stopped wherever the signal finds the program, for work
+      that loses nothing by it.
+  """
   request = StopRequest()
 
   def handle(number, frame):
@@ -181,6 +217,8 @@ def stop_request() -> Iterator[StopRequest]:
     if request.received is not None:
       raise KeyboardInterrupt
     request.received = signal.Signals(number)
+    if at_once:
+      request.check()
 
   numbers = (signal.SIGTERM, signal.SIGINT)
   try:

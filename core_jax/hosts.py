@@ -123,7 +123,7 @@ def on_first(function: Callable[[], Any]) -> Any:
   if is_first():
     try:
       result = function()
-    except Exception as e:
+    except BaseException as e:  # Stopped, too: the others wait.
       error = e
   failed = largest(error is not None)
   if error is not None:

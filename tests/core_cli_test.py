@@ -2,7 +2,9 @@
 
 import errno
 import fcntl
+import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -13,6 +15,7 @@ from core_jax import cli
 from core_jax import folder
 
 ROOT = pathlib.Path(__file__).parents[1]
+SIGNALLED = 7  # A seed that gets a SIGTERM.
 TOY = f'{ROOT}/configs/toy2d.py:tiny'
 
 
@@ -24,6 +27,8 @@ def main(monkeypatch, tmp_path):
 
   def train(config, workdir):
     ran.append(workdir)
+    if config.seed == SIGNALLED:
+      os.kill(os.getpid(), signal.SIGTERM)
 
   def call(*args):
     monkeypatch.setattr(sys, 'argv', ['main', *args])
@@ -51,6 +56,14 @@ def test_a_package_that_is_one_process_says_so(main, capsys):
   assert not main(f'--config={TOY}', '--distributed')
   assert 'error: --distributed: toy runs as one process' in (
       capsys.readouterr().err)
+
+
+def test_a_signal_outside_of_any_loop_says_how_to_go_on(main, capsys):
+  assert main(f'--config={TOY}', f'--config.seed={SIGNALLED}') == [
+      'runs/toy-toy2d-tiny']
+  said = capsys.readouterr().err
+  assert 'SIGTERM: what is finished is kept. To go on:' in said
+  assert f'--config.seed={SIGNALLED} --workdir=runs/toy-toy2d-tiny' in said
 
 
 def test_a_second_process_is_kept_out_of_a_run_s_folder(main, capsys):
