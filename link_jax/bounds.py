@@ -11,6 +11,7 @@ from link_jax import graphs
 from link_jax import http_model
 from link_jax import knowledge
 from link_jax import rules as rules_lib
+from link_jax import search
 from link_jax import tools
 
 LONGEST_VALUE_BYTES = 4 * 64
@@ -20,7 +21,8 @@ LONGEST_VALUE_BYTES = 4 * 64
 class Bound(NamedTuple):
   """Of one rule, or of a run: no more than this can be asked."""
   questions: int  # queries to the knowledge model
-  calls: int  # of an endpoint, answers that cannot be read asked again
+  calls: int  # of an endpoint, answers that cannot be read asked again, and
+  # texts whose likelihood it gives
   prompt_tokens: int
   completion_tokens: int
 
@@ -33,13 +35,14 @@ def of_rule(rule: rules_lib.Rule, config: ml_collections.ConfigDict) -> Bound:
   generic = rules_lib.generic_bindings(rule)
   variables = [name for name in order if name not in generic]
   tries = 1 + config.knowledge.http.max_bad_answers
-  questions, prompt, parents, longest = 0, 0, 1, 0
+  questions, values, prompt, parents, longest = 0, 0, 0, 1, 0
   for i, name in enumerate(variables):
     calls = (s.factual_votes if rule.variable(name).role == 'factual'
              else s.num_calls)
     per_call = s.values_per_call if i else s.first_values_per_call
     asked = parents * calls * (1 if i == 0 else 2)  # both splits
     questions += asked
+    values += asked * per_call
     known = tuple(generic.items()) + tuple(
         (v, 'x' * LONGEST_VALUE_BYTES) for v in variables[:i])
     query = knowledge.Query(rule, name, known, per_call, 0, 0)
@@ -52,13 +55,14 @@ def of_rule(rule: rules_lib.Rule, config: ml_collections.ConfigDict) -> Bound:
     grown = parents * calls * per_call
     parents = grown if i == 0 else min(grown, s.beam_size)
   if s.max_candidates:  # Rounds go on, and each question asks for some.
-    questions = _questions(rule, config)
+    questions, values = _questions(rule, config), s.max_candidates
     prompt = math.ceil(questions * tries * longest)
   if not http:
     return Bound(questions, 0, 0, 0)
-  calls = questions * tries
-  return Bound(questions, calls, prompt,
-               calls * config.knowledge.http.max_tokens)
+  texts = _texts(config, values)
+  return Bound(questions, questions * tries + texts,
+               prompt + texts * _longest_text(rule),
+               questions * tries * config.knowledge.http.max_tokens)
 
 
 def _questions(rule, config):
@@ -66,18 +70,52 @@ def _questions(rule, config):
   s = config.search
   factual = any(v.role == 'factual' for v in rule.variables)
   fewest = 1 if factual else min(s.first_values_per_call, s.values_per_call)
-  return math.ceil(s.max_candidates / fewest)
+  # A split's last question asks for what is left of its share, which is half
+  # of all that is left, or all.
+  last = math.ceil(math.log2(s.max_candidates)) + 2
+  return min(s.max_candidates, s.max_candidates // fewest + last)
+
+
+def _judges(config):
+  """Scorers that are endpoints."""
+  return [name for name in tools.scorer_names(config)
+          if name.startswith('http:')]
+
+
+def _texts(config, values):
+  """Likelihoods that endpoints are asked for: the ranker's of all values, the
+  others' of all statements."""
+  names = _judges(config)
+  ranks = config.ranker in names
+  return ranks * values + (
+      len(names) - ranks) * 2 * config.search.target_per_split
+
+
+def _longest_text(rule):
+  """Tokens at most."""
+  bindings = rules_lib.generic_bindings(rule) | {
+      v.name: 'x' * LONGEST_VALUE_BYTES
+      for v in rule.variables if v.role != 'generic'}
+  text = search.text_of(rule, bindings, rule.variables[-1].name)
+  return client_lib.prompt_bound({'prompt': text.text}) + 64
 
 
 def of_run(config: ml_collections.ConfigDict) -> Bound:
   """All rules, all selectors: compared ones may share no answer."""
   kinds = len(dict.fromkeys((config.selector, *config.compare)))
   rules = tools.rules_of(config).values()
-  return Bound(*(kinds * sum(column) for column in zip(
-      *(of_rule(rule, config) for rule in rules), strict=True)))
+  questions, calls, prompt, completion = (
+      kinds * sum(column) for column in zip(
+          *(of_rule(rule, config) for rule in rules), strict=True))
+  probes = [{'prompt': text.text} for text in http_model.PROBES]
+  judges = len(_judges(config))
+  return Bound(
+      questions, calls + judges * len(probes),
+      prompt + judges * sum(map(client_lib.prompt_bound, probes)), completion)
 
 
-def show(config: ml_collections.ConfigDict, target: Any = None) -> str:
+def show(config: ml_collections.ConfigDict, target: Any = None
+) -> list[str]:
   """For people: what will be asked at most, and what that costs.
 
   Raises:
@@ -106,4 +144,4 @@ def show(config: ml_collections.ConfigDict, target: Any = None) -> str:
     asked = {'facts': 'the embedded facts', 'lm': config.knowledge.lm.model}
     lines.append(f'at most {bound.questions:,} questions to '
                  f'{asked[config.knowledge.kind]}; no call, no cost')
-  return '\n'.join(lines)
+  return lines

@@ -7,8 +7,10 @@ server (connection, 5xx, a body that is no JSON), requests refused one by one
 """
 
 import asyncio
+from collections.abc import Coroutine
 from collections.abc import Mapping
 from collections.abc import Sequence
+from concurrent import futures
 import contextlib
 import dataclasses
 import datetime
@@ -23,10 +25,13 @@ from typing import NamedTuple
 import aiolimiter
 import httpx
 
+from core_jax import folder
 from link_jax import cache as cache_lib
 
 _OF_ONE_REQUEST = (400, 413, 422)
 """Statuses that may mean one request and not its sender."""
+_NAP_SECONDS = 0.5
+"""A wait is cut in pieces, between which a signal is heard."""
 
 
 class EndpointError(OSError):
@@ -105,6 +110,19 @@ def prompt_bound(payload: Mapping[str, Any]) -> int:
   return sum(len(text.encode()) + 16 for text in texts)
 
 
+def most_tokens(payload: Mapping[str, Any]) -> tuple[int, int]:
+  """Of the prompt and of the answer."""
+  return prompt_bound(payload), int(payload.get('max_tokens') or 0)
+
+
+def _used(body, name, most):
+  """Tokens, as an answer says; one that does not say costs the most."""
+  try:
+    return int(body['usage'][name])
+  except (KeyError, OverflowError, TypeError, ValueError):
+    return most
+
+
 class _Outcome(NamedTuple):
   """Of one call: a reply, or what was wrong; `wait` is how many seconds the
   endpoint said."""
@@ -118,8 +136,10 @@ class Client:
   """Asks one endpoint, many requests at a time."""
 
   def __init__(self, endpoint: Endpoint, limits: Limits,
-               cache: cache_lib.Cache):
+               cache: cache_lib.Cache,
+               signals: folder.StopRequest | None = None):
     self.endpoint, self.limits, self.cache = endpoint, limits, cache
+    self._signals = signals or folder.StopRequest()
     self._reserved = {}  # key -> (prompt tokens, completion tokens) at most
     self._stop = None
     self._not_before = 0.
@@ -131,13 +151,15 @@ class Client:
     Raises:
       BudgetReached: a limit would be passed. Answers under way are kept.
       EndpointError: refused, or failed too often.
+      cache.CacheError: an answer could not be kept.
+      folder.Stopped: a signal came. Answers under way are kept.
     """
     keys = [cache_lib.key_of(path, r.payload, r.salt) for r in requests]
     found = {key: self.cache.get(key) for key in keys}
     missing = {key: r for key, r in zip(keys, requests, strict=True)
                if found[key] is None}
     if missing:
-      asyncio.run(self._ask_all(path, missing))
+      _run(self._ask_all(path, missing))
       found |= {key: self.cache.get(key) for key in missing}
     return [found[key] for key in keys]
 
@@ -155,15 +177,16 @@ class Client:
           for key, request in requests.items()))
     if self._stop:
       raise self._stop
+    self._signals.check()
 
   async def _ask_one(self, http, room, limiter, path, key, request):
     """Until it is answered, or something stops the run: then the others'
     answers that are under way are still waited for."""
     failures = waits = 0
-    while self._stop is None:
-      await asyncio.sleep(max(self._not_before - time.monotonic(), 0))
+    while not self._is_over():
+      await self._sleep_until(lambda: self._not_before)
       async with room, limiter:
-        if self._stop or not self._reserve(key, request.payload):
+        if self._is_over() or not self._reserve(key, request.payload):
           return
         try:
           response = await http.post(path.lstrip('/'), json=request.payload)
@@ -173,7 +196,7 @@ class Client:
         finally:
           del self._reserved[key]
         if found.reply is not None:
-          self.cache.put(key, found.reply)
+          self._keep(key, found.reply)
           return
       failures += not found.told_to_wait
       waits += found.told_to_wait
@@ -184,7 +207,22 @@ class Client:
         # All wait: the limit is the endpoint's, not this request's.
         self._not_before = max(self._not_before, time.monotonic() + wait)
       else:
-        await asyncio.sleep(self._backoff(failures))
+        then = time.monotonic() + self._backoff(failures)
+        await self._sleep_until(lambda then=then: then)
+
+  def _is_over(self):
+    return self._stop is not None or self._signals.received is not None
+
+  async def _sleep_until(self, moment):
+    """`moment` is asked for after each nap: it may have been put off."""
+    while not self._is_over() and (left := moment() - time.monotonic()) > 0:
+      await asyncio.sleep(min(left, _NAP_SECONDS))
+
+  def _keep(self, key, reply):
+    try:
+      self.cache.put(key, reply)
+    except cache_lib.CacheError as e:
+      self._stop = e
 
   def _is_too_often(self, failures, waits, problem):
     if (failures <= self.endpoint.max_failures
@@ -218,14 +256,14 @@ class Client:
       return _Outcome(problem=f'HTTP {status}')
     try:
       body = response.json()
-      usage = body.get('usage') or {}
       if not isinstance(body['choices'], list) or not body['choices']:
         raise KeyError('choices')
     except (ValueError, KeyError, TypeError, AttributeError) as e:
       return _Outcome(problem=f'an answer that is no completion: {e!r}')
+    most = most_tokens(request.payload)
     return _Outcome(cache_lib.Reply(
-        body, int(usage.get('prompt_tokens') or 0),
-        int(usage.get('completion_tokens') or 0)))
+        body, _used(body, 'prompt_tokens', most[0]),
+        _used(body, 'completion_tokens', most[1])))
 
   def _refused(self, request, status, text):
     """What no further try would change: of the whole run, or of this request
@@ -246,7 +284,7 @@ class Client:
   def _reserve(self, key, payload):
     """Whether one more call stays within all limits, whatever it costs."""
     used, limits = self.cache.usage(), self.limits
-    most = prompt_bound(payload), int(payload.get('max_tokens') or 0)
+    most = most_tokens(payload)
     prompt = used.prompt_tokens + most[0] + sum(
         p for p, _ in self._reserved.values())
     completion = used.completion_tokens + most[1] + sum(
@@ -266,6 +304,17 @@ class Client:
         f'{used.prompt_tokens + used.completion_tokens} tokens. All is kept: '
         f'raise --config.limits.{name} and run the same command to go on')
     return False
+
+
+def _run(coroutine: Coroutine) -> None:
+  """asyncio.run, in a thread of its own where a notebook's loop runs."""
+  try:
+    asyncio.get_running_loop()
+  except RuntimeError:
+    asyncio.run(coroutine)
+    return
+  with futures.ThreadPoolExecutor(1) as thread:
+    thread.submit(asyncio.run, coroutine).result()
 
 
 def _limiter(calls_per_second):

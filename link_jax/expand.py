@@ -126,11 +126,11 @@ class Expander:
       funnel['proposed'] += len(reply)
       funnel['new'] += len(values)
       fresh.append(values)
-    typed = self._check_types(rule, variable, parents, fresh)
+    typed = self._check_types(rule, variable, parents, fresh, funnel)
     funnel['typed'] += sum(map(len, typed))
     self._check_facts(rule, variable, parents, typed, funnel)
 
-  def _check_types(self, rule, variable, parents, fresh):
+  def _check_types(self, rule, variable, parents, fresh, funnel):
     """For each parent the children whose datatype is right."""
     verdicts = iter(self.critic.judge([
         critic_lib.type_claim(rule, variable, value)
@@ -141,6 +141,7 @@ class Expander:
       for value in values:
         verdict = next(verdicts)
         if verdict.p is None:  # To abstain is not to accept.
+          funnel['abstained'] += 1
           parent.rejected.append(value)
           continue
         claim = critic_lib.type_claim(rule, variable, value).text

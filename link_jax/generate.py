@@ -23,14 +23,6 @@ from link_jax.statements import Statement
 OnEvent = Callable[[dict[str, Any]], None]
 
 
-class Stopped(Exception):
-  """A signal came; all is kept."""
-
-  def __init__(self, signal_number: int):
-    super().__init__('stopped')
-    self.signal_number = signal_number
-
-
 class NothingFound(ValueError):
   """No rule gave a statement; the message says where candidates were lost."""
 
@@ -45,7 +37,7 @@ def generate(
     config: see configs/link_default.py.
     workdir: the run's folder; what is there is gone on with.
     on_event: hears of each event after it is on disk.
-    stop: asked between rules.
+    stop: asked between steps, and by an endpoint's client while it waits.
 
   Returns:
     Selector -> its statements, of which those of `config.selector` are in the
@@ -53,12 +45,14 @@ def generate(
 
   Raises:
     NothingFound: not one statement came of it.
+    folder.Stopped: a signal came; all is kept.
   """
   config = tools_lib.resolved(config)
   tools_lib.check(config)
   rules = tools_lib.rules_of(config)
-  path = folder.claim(workdir, identity(config))
-  tools = tools_lib.build(config, path)
+  path = folder.check(workdir, identity(config))
+  tools = tools_lib.build(config, path, stop)
+  folder.claim(workdir, identity(config))  # Not for what cannot be built.
   journal = journal_lib.Journal(path / 'journal.jsonl')
   try:
     return _run(config, path, rules, tools, journal, on_event, stop)
@@ -80,8 +74,8 @@ def _run(config, path, rules, tools, journal, on_event, stop):
     journal.append(event)
     if on_event:
       on_event(event)
-    if stop is not None and stop.received is not None:
-      raise Stopped(stop.received)
+    if stop is not None:
+      stop.check()
 
   _check_same(config, path, rules, tools, journal, emit)
   kinds = tuple(dict.fromkeys((config.selector, *config.compare)))

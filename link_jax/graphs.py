@@ -46,6 +46,8 @@ def check(rule: rules_lib.Rule) -> None:
   if not rule.generics:
     fail('variables', 'none is generic: is_generic is true of the anonymous '
          'subject')
+  if len(rule.generics) == len(rule.variables):
+    fail('variables', 'all are generic: there is no value to search')
   if not set(rule.generics) & set(rule.conclusion.arguments):
     fail('conclusion_map', f'{rule.conclusion.symbol} has no generic variable; '
          f'the rule has {", ".join(rule.generics)}')

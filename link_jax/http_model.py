@@ -19,6 +19,9 @@ from link_jax.likelihood import Text
 
 VERSION = '1'
 """Of the prompts: a run does not go on with others."""
+PROBES = (Text('The capital of France is Paris.', 25),
+          Text('Paris the is of capital France.', 25))
+"""Of unlike likelihoods, for whoever gives any."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +78,8 @@ class HttpKnowledge:
         found[i] = [knowledge_lib.Candidate(value, self.name)
                     for value in self._parse(_content(reply.body))
                     if value not in taken][:queries[i].n]
-      open_ = [i for i in open_ if not found[i]]
+      open_ = [i for i, reply in zip(open_, replies, strict=True)
+               if not found[i] and not reply.is_refusal]
       if not open_:
         break
     return found
@@ -137,9 +141,7 @@ class HttpScorer:
     self._probe()
 
   def _probe(self):
-    texts = [Text('The capital of France is Paris.', 25),
-             Text('Paris the is of capital France.', 25)]
-    sums = {one.sum for one in self.score(texts)}
+    sums = {one.sum for one in self.score(PROBES)}
     if 0. in sums or len(sums) == 1:
       raise self._refusal('zeros, or the same for every text')
 

@@ -95,43 +95,30 @@ class Less:
     if x not in self.left:
       return iter(())
     least = self.left[x][0] * self.factor + self.margin
-    values, names = _ordered(self.right)
+    values, names = self._ordered_right
     return (n for n in names[bisect.bisect_right(values, least):] if n != x)
 
   def given_right(self, y):
     if y not in self.right:
       return iter(())
-    values, names = _ordered(self.left)
+    values, names = self._ordered_left
     end = bisect.bisect_left(
         values, self.right[y][0],
         key=lambda a: a * self.factor + self.margin)
     return (n for n in names[:end] if n != y)
 
-  def __hash__(self):
-    return id(self)
+  @functools.cached_property
+  def _ordered_left(self):
+    return _ordered(self.left)
 
-
-class _ById:
-  """A mapping as a key of a cache: the same object, not the same content."""
-
-  def __init__(self, mapping):
-    self.mapping = mapping
-
-  def __eq__(self, other):
-    return self.mapping is other.mapping
-
-  def __hash__(self):
-    return id(self.mapping)
+  @functools.cached_property
+  def _ordered_right(self):
+    return _ordered(self.right)
 
 
 def _ordered(numbers):
-  return _ordered_cached(_ById(numbers))
-
-
-@functools.lru_cache(maxsize=64)
-def _ordered_cached(key):
   """Values in ascending order and the names that have them."""
-  rows = sorted((value, name) for name, (value, _) in key.mapping.items())
+  rows = sorted((value, name) for name, (value, _) in numbers.items())
   return tuple(v for v, _ in rows), tuple(n for _, n in rows)
 
 

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from collections.abc import Sequence
 import pathlib
+import re
 import time
 from typing import Any
 
@@ -48,15 +49,17 @@ def rows_of(statements: Sequence[Statement], scorer: str, norm: str
 def _values(statement):
   """The values that the short statement shows, the subject left out."""
   shown = [b['value'] for b in statement['bindings'][1:]
-           if b['value'] in statement['statement']]
+           if re.search(rf'\b{re.escape(b["value"])}\b',
+                        statement['statement'])]
   return ' '.join(shown) or statement['bindings'][-1]['value']
 
 
 def measured(found: Mapping[str, Sequence[Statement]],
-             config: ml_collections.ConfigDict) -> dict[str, dict[str, Any]]:
-  """'<selector> <evaluator>' -> figures, see measure.summary."""
+             config: ml_collections.ConfigDict
+) -> dict[tuple[str, str], dict[str, Any]]:
+  """(selector, evaluator) -> figures, see measure.summary."""
   return {
-      f'{kind} {scorer}': measure.summary(
+      (kind, scorer): measure.summary(
           rows_of(statements, scorer, config.search.norm), config.seed,
           config.measure.num_resamples, config.measure.bin_nats)
       for kind, statements in found.items()
@@ -76,8 +79,7 @@ def report(
   config = tools.resolved(config)
   statements = [s for s in found[config.selector] if not s['shared']]
   figures_of = measured(found, config)
-  for key, numbers in figures_of.items():
-    kind, scorer = key.split(' ')
+  for (kind, scorer), numbers in figures_of.items():
     rows = rows_of(found[kind], scorer, 'per_byte')
     numbers['auc_per_byte'] = measure.mean_auc(rows)
   usage = generate.read_usage(path)
@@ -85,7 +87,7 @@ def report(
       usage.prompt_tokens, usage.completion_tokens) if (
           config.knowledge.kind == 'http') else 0.
   flat = {
-      f'{key.replace(" ", "_")}_{name}': value
+      f'{"_".join(key)}_{name}': value
       for key, numbers in figures_of.items() for name, value in numbers.items()}
   flat |= {'statements': len(statements), 'calls': usage.calls,
            'prompt_tokens': usage.prompt_tokens,
@@ -115,7 +117,7 @@ def _lead(statements, config):
 
 
 def _closing(figures_of, statements, page):
-  lines = [f'  {key:<28} delta {x["delta"]:.3f} '
+  lines = [f'  {" ".join(key):<28} delta {x["delta"]:.3f} '
            f'[{x["delta_low"]:.3f}, {x["delta_high"]:.3f}]  '
            f'AUC {x["auc"]:.3f}, by nats a byte {x["auc_per_byte"]:.3f}'
            for key, x in figures_of.items()]
@@ -137,8 +139,7 @@ def _distributions(statements, figures_of, config, path):
           rows_of(statements, scorer, norm))
       for (scorer, norm), title in norms.items()})
   table = []
-  for key, x in figures_of.items():
-    kind, scorer = key.split(' ')
+  for (kind, scorer), x in figures_of.items():
     table.append([
         _selector(kind, config), scorer, x['delta'],
         f'{x["delta_low"]:.2f} to {x["delta_high"]:.2f}',
@@ -147,7 +148,7 @@ def _distributions(statements, figures_of, config, path):
   return [
       report_lib.Heading('Head and tail'),
       report_lib.Text(' '.join(
-          _verdict(scorer, figures_of[f'{config.selector} {scorer}'])
+          _verdict(scorer, figures_of[config.selector, scorer])
           for scorer in evaluators(config))),
       *([report_lib.Figure(plot, 'Likelihood of the full statements, head '
                            'above, tail below; dashed: means')]
@@ -227,9 +228,9 @@ def _controls(statements, figures_of, config, path):
       report_lib.Table(
           ['selector', 'judge', 'delta', 'at equal length',
            'at equal length and frequency'],
-          [[_selector(key.split(' ')[0], config), key.split(' ')[1],
-            x['delta_pooled'], x['delta_length'], x['delta_length_zipf']]
-           for key, x in figures_of.items()],
+          [[_selector(kind, config), scorer, x['delta_pooled'],
+            x['delta_length'], x['delta_length_zipf']]
+           for (kind, scorer), x in figures_of.items()],
           'What of delta is left, by least squares within rules. A judge that '
           'counts words is frequency itself: little is left by design.'),
       *(_norms(statements, config, judge) for judge in evaluators(config))]

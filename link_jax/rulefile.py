@@ -66,6 +66,10 @@ def parse(name: str, entry: Any) -> rules.Rule:
   for field in (_FIELDS | {'bindings', 'types'}) & entry.keys():
     if not isinstance(entry[field], dict):
       fail(field, 'is no object')
+  for field in {'bindings', 'types'} & entry.keys():
+    for key, value in entry[field].items():
+      if not isinstance(value, str):
+        fail(field, f'{key} has {value!r}, not a text')
   if len(entry['conclusion_map']) != 1:
     fail('conclusion_map', f'has {len(entry["conclusion_map"])} conclusions; '
          'a rule has one')

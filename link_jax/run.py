@@ -6,7 +6,6 @@ from typing import Any
 import ml_collections
 
 from core_jax import folder
-from core_jax import loop
 from link_jax import bounds
 from link_jax import generate
 from link_jax import results
@@ -24,19 +23,16 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     What `summary.json` holds.
 
   Raises:
-    loop.Interrupted: SIGTERM or Ctrl-C; all is saved.
+    folder.Stopped: SIGTERM or Ctrl-C; all is saved.
   """
   started = time.monotonic()
   plan = bounds.show(config)  # Raises for what cannot be run.
-  path = folder.claim(workdir, generate.identity(tools.resolved(config)))
-  print(f'{plan}\nresults go to {path}', flush=True)
-  with folder.stop_request() as stop:
-    try:
-      found = generate.generate(config, workdir, _Progress(config), stop)
-    except generate.Stopped as e:
-      raise loop.Interrupted(
-          f'stopped; all is kept. To go on:\n{folder.resume_command(path)}',
-          128 + e.signal_number) from None
+  path = folder.local(workdir)
+  print(*plan, f'results go to {path}', sep='\n', flush=True)
+  # An endpoint's answers are paid: those under way are waited for.
+  with folder.stop_request(
+      at_once=config.knowledge.kind != 'http') as stop:
+    found = generate.generate(config, workdir, _Progress(config), stop)
   return results.report(config, found, path, started=started)
 
 

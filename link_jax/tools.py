@@ -8,6 +8,7 @@ import pathlib
 
 import ml_collections
 
+from core_jax import folder
 from link_jax import cache as cache_lib
 from link_jax import client as client_lib
 from link_jax import critic as critic_lib
@@ -131,22 +132,22 @@ class Tools:
                 for name, s in self.scorers.items()}
 
 
-def build(config: Config, path: pathlib.Path) -> Tools:
+def build(config: Config, path: pathlib.Path,
+          stop: folder.StopRequest | None = None) -> Tools:
   """All of a run's models; `path` is its folder, for the cache."""
   client = None
   if config.knowledge.kind == 'http':
-    client = _client(config, path)
-  names = dict.fromkeys((
-      config.ranker, *config.evaluators,
-      *((config.language_model,) if config.language_model else ())))
-  scorers = {name: scorer(name, client) for name in names}
+    client = client_lib.Client(
+        endpoint_of(config), limits_of(config),
+        cache_lib.Cache(path / 'cache.sqlite'), stop)
+  scorers = {name: scorer(name, client) for name in scorer_names(config)}
   return Tools(_knowledge(config, client), critic_of(config), scorers, client)
 
 
-def _client(config, path):
-  return client_lib.Client(
-      endpoint_of(config), limits_of(config),
-      cache_lib.Cache(path / 'cache.sqlite'))
+def scorer_names(config: Config) -> tuple[str, ...]:
+  """Of the ranker and of the judges."""
+  judges = (config.language_model,) if config.language_model else ()
+  return tuple(dict.fromkeys((config.ranker, *config.evaluators, *judges)))
 
 
 def endpoint_of(config: Config) -> client_lib.Endpoint:

@@ -1,15 +1,20 @@
 """The client, against answers that the tests give it in the same process."""
 
+import asyncio
 import datetime
 import functools
+import signal
+import sqlite3
 import time
 
 import httpx
 import pytest
 
+from core_jax import folder
 from link_jax import cache
 from link_jax import client
 
+LIMITS = client.Limits()
 ANSWER = {'choices': [{'message': {'content': '1. Paella.'}}]}
 
 
@@ -18,15 +23,16 @@ def ask(monkeypatch, tmp_path):
   """Asks (handler, number of requests, fields of the endpoint)."""
   kept = cache.Cache(tmp_path / 'cache.sqlite')
 
-  def call(handler, count=1, **fields):
+  def call(handler, count=1, limits=LIMITS, signals=None, **fields):
     monkeypatch.setattr(client.httpx, 'AsyncClient', functools.partial(
         httpx.AsyncClient, transport=httpx.MockTransport(handler)))
     endpoint = client.Endpoint(**{
         'base_url': 'http://host/v1', 'backoff_seconds': 1e-3,
         'calls_per_second': 0., **fields})
-    requests = [client.Request({'model': 'm', 'messages': []}, str(i))
-                for i in range(count)]
-    return client.Client(endpoint, client.Limits(), kept).ask(
+    requests = [
+        client.Request({'model': 'm', 'messages': [], 'max_tokens': 50}, str(i))
+        for i in range(count)]
+    return client.Client(endpoint, limits, kept, signals).ask(
         'chat/completions', requests)
 
   yield call
@@ -116,3 +122,64 @@ def test_some_requests_may_be_refused_and_are_not_asked_again(ask):
 def test_what_is_refused_to_the_sender_is_no_answer(ask, status):
   with pytest.raises(client.EndpointError, match=f'HTTP {status}'):
     ask(lambda request: httpx.Response(status), max_refused=9)
+
+
+@pytest.mark.parametrize('usage', [
+    {}, {'usage': None}, {'usage': [1]}, {'usage': {'completion_tokens': None}},
+    {'usage': {'prompt_tokens': 'few', 'completion_tokens': 'some'}}])
+def test_an_answer_that_does_not_say_what_it_cost_costs_the_most(ask, usage):
+  asked = []
+
+  def answer(request):
+    asked.append(request)
+    return httpx.Response(200, json=ANSWER | usage)
+
+  with pytest.raises(client.BudgetReached, match='max_tokens = 200 is reached'):
+    ask(answer, 50, limits=client.Limits(max_tokens=200))
+  assert len(asked) == 3  # of 16 at most for the prompt and 50 for the answer
+
+
+def test_a_signal_is_heard_while_the_endpoint_says_to_wait(ask):
+  signals = folder.StopRequest()
+
+  def busy(request):
+    signals.received = signal.SIGTERM
+    return httpx.Response(429, headers={'Retry-After': '3600'})
+
+  with pytest.raises(folder.Stopped, match='SIGTERM'):
+    ask(busy, 2, signals=signals)
+
+
+def test_an_answer_that_cannot_be_kept_stops_the_run(ask, monkeypatch):
+  put, puts, asked = cache.Cache.put, [], []
+
+  def full(self, key, reply):
+    puts.append(key)
+    if len(puts) == 2:
+      raise self._unusable(sqlite3.OperationalError('disk is full'))
+    put(self, key, reply)
+
+  def answer(request):
+    asked.append(request)
+    return httpx.Response(200, json=ANSWER)
+
+  monkeypatch.setattr(cache.Cache, 'put', full)
+  with pytest.raises(cache.CacheError, match='disk is full. What was answered'):
+    ask(answer, 3, concurrency=1)
+  assert len(asked) == 2
+  ask(answer, 3)
+  assert len(asked) == 4  # The first was kept.
+
+
+@pytest.mark.parametrize('name', ['no/such/folder/c.sqlite', 'text.sqlite'])
+def test_a_file_that_is_no_cache_is_named(tmp_path, name):
+  (tmp_path / 'text.sqlite').write_text('no database, but long enough' * 99)
+  with pytest.raises(cache.CacheError, match=f'{name}: .* go on'):
+    cache.Cache(tmp_path / name)
+
+
+def test_a_notebook_can_ask(ask):
+  async def cell():
+    return ask(lambda request: httpx.Response(200, json=ANSWER), 2)
+
+  assert len(asyncio.run(cell())) == 2

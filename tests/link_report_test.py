@@ -3,6 +3,9 @@
 import json
 import pathlib
 import re
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -60,9 +63,9 @@ def test_a_signal_stops_between_events_and_the_run_goes_on(tmp_path):
 
   def on_event(event):
     if event['event'] == 'rule':
-      stop.received = 15
+      stop.received = signal.SIGTERM
 
-  with pytest.raises(generate.Stopped):
+  with pytest.raises(folder.Stopped):
     generate.generate(config, str(tmp_path / 'cut'), on_event, stop)
   generate.generate(config, str(tmp_path / 'cut'))
   generate.generate(config, str(tmp_path / 'whole'))
@@ -102,6 +105,8 @@ def test_a_wrong_field_is_named(tmp_path, field, value, message):
     config.update_from_flattened_dict({field: value})
   with pytest.raises(ValueError, match=message):
     generate.generate(config, str(tmp_path / 'run'))
+  # The folder is free for the right config.
+  assert not (tmp_path / 'run' / 'config.json').exists()
 
 
 def test_the_bound_of_a_rule_by_hand():
@@ -117,7 +122,34 @@ def test_the_bound_of_a_rule_by_hand():
   assert (bound.questions, bound.calls) == (questions, 2 * questions)
   assert bound.completion_tokens == 2 * questions * 1024
   config.search.max_candidates = 101
-  assert bounds.of_rule(rule, config).questions == 21  # of 5 values and more
+  # 20 of 5 values and more, and the rest of a share halved 7 times, and 2.
+  assert bounds.of_rule(rule, config).questions == 20 + 7 + 2
+
+
+def test_likelihoods_of_an_endpoint_are_calls_too():
+  config = link_default.get_config('http')
+  config.knowledge.http.base_url, config.knowledge.http.model = 'x', 'y'
+  config.search.max_candidates, config.language_model = 100, ''
+  config.only_rules, config.compare = ('food_allergy',), ()
+  config.ranker, config.evaluators = 'bigram', ('unigram',)
+  local = bounds.of_run(config)
+  config.ranker = 'http:ranks'
+  ranked = bounds.of_run(config)
+  assert ranked.calls == local.calls + 100 + 2  # each value, and two probes
+  config.evaluators = ('http:judges',)
+  judged = bounds.of_run(config)
+  assert judged.calls == ranked.calls + 2 * config.search.target_per_split + 2
+  assert local.prompt_tokens < ranked.prompt_tokens < judged.prompt_tokens
+  assert judged.completion_tokens == local.completion_tokens
+
+
+def test_the_command_says_what_a_run_will_ask(capsys):
+  flags = ['--config=configs/link_default.py:tiny', '--plan']
+  said = subprocess.run(
+      [sys.executable, '-m', 'link_jax.main', *flags], text=True,
+      cwd=pathlib.Path(__file__).parents[1], capture_output=True, check=True)
+  rules, asked = said.stdout.splitlines()
+  assert ' rules: ' in rules and asked.startswith('at most ')
 
 
 @pytest.mark.parametrize('kind, message', [

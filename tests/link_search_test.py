@@ -152,6 +152,17 @@ def test_to_abstain_is_not_to_accept(rule):
   assert result.funnel[2]['abstained'] > 0
 
 
+class Mute(Judge):
+
+  def judge(self, claims):
+    return [critic.Verdict(None)] * len(claims)
+
+
+def test_datatypes_left_open_are_counted_as_left_open(rule):
+  first = search.search(rule, make(judge=Mute())).funnel[0]
+  assert (first['typed'], first['abstained']) == (0, first['new'])
+
+
 def test_a_fact_needs_two_votes_and_no_denial():
   entry = copy.deepcopy(RULE2)
   entry['variables']['Z'][3] = 'factual'
