@@ -33,6 +33,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     unknown = sorted(set(config[field]) - set(known))
     if unknown:
       raise ValueError(f'{field} has {unknown}; there are {", ".join(known)}')
+  if not config.methods or len(set(config.methods)) < len(config.methods):
+    raise ValueError(f'methods={config.methods} must name at least one method, '
+                     'and each once')
   for field in _COUNTS:
     if config[field] < 1:
       raise ValueError(f'{field}={config[field]}: give 1 or more')

@@ -69,10 +69,11 @@ def replay(
   """Trains, measures and writes; returns what `summary.json` holds."""
   started = time.monotonic()
   run, schedule = _read(schedule_path, config)
+  replayed = stage(run, schedule)
   # The schedule is part of what a folder's run is, wherever its file lies.
   path = folder.claim(workdir, experiment.Config(
       {**config.to_dict(), 'schedule': fingerprint(schedule)}))
-  found = loop.fit([stage(run, schedule)], config, str(path))['replay']
+  found = loop.fit([replayed], config, str(path))['replay']
   evaluate, figures = experiment.make_evaluate(run), {}
   for part in ('valid', 'test'):
     figures |= {f'{part}_{name}': metrics_lib.or_null(x)

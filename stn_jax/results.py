@@ -187,7 +187,7 @@ def _table(found, evaluations):
   return report_lib.Table(
       columns, rows, 'Self-tuning runs count with their last weights, plain '
       f'runs with the best of {evaluations} evaluations on the validation '
-      'set.')
+      'set, which are in their seconds; cost counts training alone.')
 
 
 def _unit(config):
@@ -200,14 +200,12 @@ def _pictures(run, path, rows, schedules, found):
   """Draws the figures; their sections of the report."""
   config, drawn = run.config, path / 'figures'
   unit = _unit(config)
-  sections = []
-  if schedules:
-    figures_lib.plot_schedules(
-        drawn / 'schedules.png', run.problem.space,
-        {title(m): s for m, s in schedules.items()}, config.updates_per_round)
-    sections.append(report_lib.Figure(
-        drawn / 'schedules.png', 'The hyperparameters while the weights '
-        'trained; dotted: their bounds.'))
+  figures_lib.plot_schedules(
+      drawn / 'schedules.png', run.problem.space,
+      {title(m): s for m, s in schedules.items()}, config.updates_per_round)
+  sections = [report_lib.Figure(
+      drawn / 'schedules.png', 'The hyperparameters while the weights '
+      'trained; dotted: their bounds.')]
   losses = {
       title(name): row['curve'] for name, row in rows.items()
       if 'curve' in row and '/' not in name}

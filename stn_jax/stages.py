@@ -84,7 +84,7 @@ def costs(run: experiment.Setup) -> dict[str, float]:
 
 def num_trials(costs: Mapping[str, float], times: float) -> int:
   """Plain runs that make up `times` the cost of the dearest method."""
-  return math.ceil(times * max(costs.values(), default=1.0))
+  return math.ceil(times * max(costs.values()))
 
 
 def _tuned_flops(run, method):

@@ -44,9 +44,9 @@ def train_and_evaluate(
   """
   started = time.monotonic()
   run = experiment.setup(config)
-  path = folder.claim(workdir, config)
   tuning = [stages.tune_stage(run, method) for method in config.methods]
   costs = stages.costs(run)
+  path = folder.claim(workdir, config)  # Not for what cannot be run.
   print(announcement(run, costs, path), flush=True)
   tuned = loop.fit(tuning, config, str(path))
   schedules = {}

@@ -487,6 +487,19 @@ def test_an_unknown_solver_is_named(tmp_path):
     train.train_and_evaluate(config, str(tmp_path / 'run'))
 
 
+@pytest.mark.parametrize('fields, message', [
+    ({'methods': ()}, 'at least one method'),
+    ({'methods': ('stn', 'stn')}, 'each once'),
+    ({'hyper.optimizer': 'newton'}, 'newton')])
+def test_what_cannot_be_run_leaves_the_folder_to_others(
+    tmp_path, fields, message):
+  config = tiny('ridge', tmp_path)
+  config.update_from_flattened_dict(fields)
+  with pytest.raises(ValueError, match=message):
+    train.train_and_evaluate(config, str(tmp_path / 'run'))
+  assert not (tmp_path / 'run').exists()
+
+
 def test_a_bad_space_is_named():
   with pytest.raises(space.SpaceError, match="space.a.kind='wide'"):
     experiment.make_space({'a': {'kind': 'wide'}})
