@@ -6,6 +6,7 @@ Techniques' (Adam and Lorraine, 2019), with permutation tests in place of
 p-values for independent pairs.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 import functools
 import itertools
@@ -54,7 +55,7 @@ def cell_measures(
 
 def hidden_state_report(
     hidden: Any, cells: space_lib.Cell, losses: Any = None, *,
-    num_permutations: int, seed: int, authors: bool = False,
+    measures: Mapping[str, np.ndarray], num_permutations: int, seed: int,
 ) -> dict[str, Any]:
   """Do cells with close hidden states look or perform alike?
 
@@ -65,9 +66,9 @@ def hidden_state_report(
     hidden: [M, h], the controller's last states.
     cells: [M, N], what it had decided.
     losses: [M], nats; those that are not finite are left out.
+    measures: `cell_measures` of these cells.
     num_permutations: of each Mantel test.
     seed: of the permutations.
-    authors: of `cell_measures`.
 
   Returns:
     num_cells, num_pairs, num_different_cells and num_different_states (a
@@ -83,7 +84,6 @@ def hidden_state_report(
   report = {'num_cells': len(hidden), 'num_pairs': math.comb(len(hidden), 2),
             'num_different_cells': len(np.unique(encodings, axis=0)),
             'num_different_states': len(np.unique(hidden, axis=0))}
-  measures = cell_measures(cells, authors)
   test = {'num_permutations': num_permutations, 'seed': seed}
   for name, states in (('l2', similarity.l2_distance(hidden)),
                        ('cosine', similarity.cosine_similarity(hidden))):

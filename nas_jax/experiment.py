@@ -65,6 +65,7 @@ class Setup:
     child: the network over shared weights.
     text: the same text as streams, numpy.
     test: streams to test on, [B', L''].
+    given: name -> cell, trained beside those that are found.
     devices: of the run; None stands for all of all hosts.
   """
   config: Config
@@ -72,6 +73,7 @@ class Setup:
   child: child_lib.Child
   text: search.Data
   test: np.ndarray
+  given: Mapping[str, space_lib.Cell]
   devices: Sequence[jax.Device] | None = None
 
   def mesh(self, num_models: int = 1) -> jax.sharding.Mesh:
@@ -104,7 +106,7 @@ def setup(
   """
   check(config)
   space = make_space(config.space)
-  given_cells(config, space)
+  given = given_cells(config, space)
   corpus = data.load(config)
   child = child_lib.Child(space, corpus.vocab_size, **config.child)
   rows = lambda split, field: text.streams(
@@ -113,7 +115,7 @@ def setup(
       config, corpus, child,
       search.Data(rows('train', 'batch_size'),
                   rows('valid', 'valid_batch_size')),
-      rows('test', 'valid_batch_size'), devices)
+      rows('test', 'valid_batch_size'), given, devices)
 
 
 def check(config: Config) -> None:
@@ -276,20 +278,21 @@ def training_seed(config: Config, i: int) -> int:
 
 def given_cells(config: Config, space: space_lib.Space
                 ) -> dict[str, space_lib.Cell]:
-  """retrain.cells -> name -> cell, trained beside those that are found.
+  """retrain.cells -> name -> cell, in their order.
 
   Raises:
-    ValueError: a file or a cell that does not fit.
+    ValueError: a file or a cell that does not fit, or two files whose cells
+      would have one name.
   """
-  cells = {}
+  cells, entries = {}, {}
   for entry in config.retrain.cells:
     try:
       if entry == 'published':
-        found = {entry: space_lib.published()}
+        whose, found = entry, {entry: space_lib.published()}
       else:
         table = json.loads(pathlib.Path(entry).read_text())
-        found = {f'{pathlib.Path(entry).parent.name}/{name}':
-                 space_lib.from_json(space, cell)
+        whose = pathlib.Path(entry).parent.name
+        found = {f'{whose}/{name}': space_lib.from_json(space, cell)
                  for name, cell in dict(table).items()}
       cells |= {f'given/{name}': space_lib.check_cell(space, cell)
                 for name, cell in found.items()}
@@ -297,6 +300,12 @@ def given_cells(config: Config, space: space_lib.Space
       raise ValueError(
           f"retrain.cells has {entry!r}, which is neither 'published' nor a "
           f'cells.json with cells of this space: {e}') from e
+    if whose in entries:
+      raise ValueError(
+          f'retrain.cells has {entries[whose]!r} and {entry!r}, and the cells '
+          f"of both would be 'given/{whose}': leave one out, or rename the "
+          'folder that it is in')
+    entries[whose] = entry
   return cells
 
 

@@ -200,8 +200,14 @@ def _courses(run, path):
   for method in run.config.methods:
     mine = [r for r in rows if r['stage'] == f'search_{method}']
     first = mine[-1]['step'] - run.config.num_rounds
+    ends = [r['step'] - first for r in mine]
+    begins = [0, *ends[:-1]]
     for name, words in _COURSES.items():
-      points = [(r['step'] - first, r[name]) for r in mine if name in r]
+      # Until it is trained on, a memory may hold less than is drawn of it.
+      since = run.config.memory.train_from_round * (name == 'memory_loss')
+      points = [
+          (end, r[name]) for begin, end, r in zip(
+              begins, ends, mine, strict=True) if name in r and begin >= since]
       if points:
         panels[words][method] = tuple(zip(*points, strict=True))
   return {words: lines for words, lines in panels.items() if lines}

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import functools
 from typing import Any
 from typing import NamedTuple
 
@@ -110,7 +111,7 @@ def _best_random(rows):
 
 
 class Measures(NamedTuple):
-  """Programs that measure what searches found, compiled once for all.
+  """What measures what searches found, compiled once for all.
 
   Attributes:
     losses: (shared weights, tokens [M, S]) -> [M], nats a token of cells, as
@@ -118,14 +119,17 @@ class Measures(NamedTuple):
     sample: (policy's params, key, starts) -> Decisions of `num_cells` cells,
       each with a start of its own, or None.
     score: (policy's params, tokens [M, S]) -> Decisions.
+    random: () -> `analysis.cell_measures` of the random cells, which may take
+      minutes: once for all policies.
   """
   losses: Callable[[Any, Any], np.ndarray]
   sample: Callable[..., controller_lib.Decisions]
   score: Callable[..., controller_lib.Decisions]
+  random: Callable[[], Mapping[str, np.ndarray]]
 
 
 def make_measures(run: experiment.Setup) -> Measures:
-  """The programs of a config."""
+  """Those of a config."""
   config = run.config
   windows = num_windows(run, config.derive.num_windows)
   controller = experiment.make_controller(config, run.space)
@@ -135,11 +139,15 @@ def make_measures(run: experiment.Setup) -> Measures:
       controller, params, key, config.analysis.num_cells, starts))
   score = jax.jit(lambda params, tokens: controller_lib.score(
       controller, params, tokens))
+  random = functools.cache(lambda: analysis.cell_measures(
+      space_lib.decode(
+          run.space, uniform_tokens(run, config.analysis.num_cells)),
+      config.analysis.authors_measures))
   return Measures(
       lambda shared, tokens: np.asarray(
           losses(shared, tokens, run.text.valid)),
       lambda *args: jax.device_get(sample(*args)),
-      lambda *args: jax.device_get(score(*args)))
+      lambda *args: jax.device_get(score(*args)), random)
 
 
 def uniform_tokens(run: experiment.Setup, num: int) -> np.ndarray:
@@ -178,21 +186,22 @@ def policy_report(
   losses = None if shared is None else measures.losses(shared, own.tokens)
   different = np.unique(own.tokens, axis=0, return_index=True)[1]
 
-  def states(decisions, losses, rows=slice(None)):
+  def states(decisions, losses, rows=slice(None), measured=None):
+    cells = space_lib.decode(run.space, decisions.tokens[rows])
     if losses is not None:
       losses = losses[rows] if np.isfinite(losses[rows]).sum() > 2 else None
     return analysis.hidden_state_report(
-        decisions.hidden[rows, -1],
-        space_lib.decode(run.space, decisions.tokens[rows]), losses,
-        num_permutations=fields.num_permutations, seed=run.config.seed,
-        authors=fields.authors_measures)
+        decisions.hidden[rows, -1], cells, losses,
+        measures=measured or analysis.cell_measures(
+            cells, fields.authors_measures),
+        num_permutations=fields.num_permutations, seed=run.config.seed)
 
   probs = lambda decisions: np.exp(decisions.log_probs)
   return {
       'own': states(own, losses),
       'different': (
           states(own, losses, different) if len(different) > 2 else {}),
-      'uniform': states(random, by_chance),
+      'uniform': states(random, by_chance, measured=measures.random()),
       'decisions': analysis.decision_report(probs(own)),
       'random_start': analysis.decision_report(probs(elsewhere)),
       'prefix': analysis.prefix_conditioning(

@@ -126,7 +126,6 @@ def build(
 ) -> str:
   """Trains every cell `num_seeds` times; returns the table as CSV."""
   run = experiment.setup(config)
-  path = folder.claim(workdir, config)
   cells = space_lib.enumerate_cells(run.space)
   tokens = np.asarray(space_lib.encode(run.space, cells))
   seeds = np.repeat(np.arange(num_seeds), len(tokens))
@@ -138,6 +137,7 @@ def build(
       run, 'cells', model, starts.tolist(),
       lambda found: {'arch': jax.tree.map(jnp.asarray, arch),
                      'data': run.text})
+  path = folder.claim(workdir, config)
   print(f'{len(tokens)} cells, {num_seeds} seeds: {len(seeds)} trainings of '
         f'{config.retrain.num_rounds} x {config.retrain.updates_per_round} '
         f'updates; results go to {path}', flush=True)

@@ -17,6 +17,7 @@ from core_jax import loop
 from core_jax import mesh as mesh_lib
 from core_jax import plan
 from core_jax import topology
+from core_jax.fingerprint import fingerprint
 from nas_jax import child as child_lib
 from nas_jax import derive
 from nas_jax import experiment
@@ -84,7 +85,7 @@ def retrain_names(run: experiment.Setup) -> list[tuple[str, int]]:
   """(whose cell, seed) of all cells that are trained from scratch."""
   config, fields = run.config, run.config.retrain
   chance = [f'random/{i}' for i in range(fields.random_cells)]
-  names = [*config.methods, *experiment.given_cells(config, run.space), *chance]
+  names = [*config.methods, *run.given, *chance]
   # A random cell is a draw by itself: one seed each.
   return [(name, experiment.training_seed(config, i)) for name in names
           for i in range(1 if name in chance else fields.num_seeds)]
@@ -98,11 +99,10 @@ def retrained_tokens(
   random = space_lib.encode(run.space, space_lib.sample(
       run.space, keys.of_seed(config.seed, 'random_cells'),
       max(1, config.retrain.random_cells)))
-  given = experiment.given_cells(config, run.space)
   rows = []
   for name, _ in retrain_names(run):
-    if name in given:
-      rows.append(space_lib.encode(run.space, given[name]))
+    if name in run.given:
+      rows.append(space_lib.encode(run.space, run.given[name]))
     elif name.startswith('random/'):
       rows.append(random[int(name.split('/')[1])])
     else:
@@ -189,13 +189,23 @@ def train_and_evaluate(
   started = time.monotonic()
   run = experiment.setup(config)
   stages = make_stages(run)
-  path = folder.claim(workdir, config)
+  path = folder.claim(workdir, _identity(run))
   print(announcement(run, stages), f'results go to {path}', sep='\n',
         flush=True)
   found = loop.fit(stages, config, str(path))
   return report.write(
       run, path, found, retrain_names(run),
       steps=sum(s.num_steps for s in stages), started=started)
+
+
+def _identity(run):
+  """The config and, where cells are given, what their files hold."""
+  if not run.given:
+    return run.config
+  # In their order, by which results are told apart.
+  cells = [{name: cell} for name, cell in run.given.items()]
+  return experiment.Config(
+      {**run.config.to_dict(), 'given_cells': fingerprint(cells)})
 
 
 def announcement(

@@ -25,9 +25,10 @@ def one_hot(cells, space=SPACE):
   return np.asarray(jax.nn.one_hot(tokens, 4)).reshape(len(tokens), -1)
 
 
-def report(hidden, cells, losses=None, **kwargs):
+def report(hidden, cells, losses=None):
   return analysis.hidden_state_report(
-      hidden, cells, losses, num_permutations=99, seed=0, **kwargs)
+      hidden, cells, losses, measures=analysis.cell_measures(cells),
+      num_permutations=99, seed=0)
 
 
 def test_a_state_that_holds_the_decisions_is_found():
