@@ -36,7 +36,9 @@ def make_optimizer(
   """
   weights = lambda params: jax.tree_util.tree_map_with_path(
       lambda path, _: getattr(path[-1], 'key', '') != 'freqs', params)
-  schedule = optax.schedules.warmup_constant_schedule(0., lr, warmup_steps)
+  # Optax takes a warm-up of no steps for one that never ends.
+  schedule = optax.schedules.warmup_constant_schedule(
+      0., lr, warmup_steps) if warmup_steps else lr
   return optax.chain(
       optax.clip_by_global_norm(clip_norm),
       optax.adamw(schedule, weight_decay=weight_decay, mask=weights))

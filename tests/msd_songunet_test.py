@@ -101,6 +101,19 @@ def test_a_description_builds_the_same_network():
   assert 'ncsnpp' in described
 
 
+@pytest.mark.parametrize('warmup_steps, rates', [
+    (0, [1., 1., 1.]), (2, [0., .5, 1.])])
+def test_a_warm_up_rises_to_the_rate_and_none_begins_there(warmup_steps, rates):
+  tx = teacher.make_optimizer(
+      lr=1., warmup_steps=warmup_steps, clip_norm=1e9)
+  params, found = {'a': jnp.ones(1)}, []
+  state = tx.init(params)
+  for _ in rates:  # Adam's step at a constant gradient is the rate.
+    updates, state = tx.update(params, state, params)
+    found.append(-float(updates['a'][0]))
+  np.testing.assert_allclose(found, rates, atol=1e-4)
+
+
 def test_nothing_trains_the_random_frequencies():
   network = songunet.NCSNpp(**TINY)
   params = jax.tree.map(
