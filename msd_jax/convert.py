@@ -72,10 +72,14 @@ def from_folder(folder: str) -> tuple[Any, dict[str, Any]]:
   Raises:
     torch_files.FileError: another folder, or several students.
   """
-  with ocp.StandardCheckpointer() as reader:
-    tree = reader.restore(os.path.abspath(folder))
+  try:
+    with ocp.StandardCheckpointer() as reader:
+      tree = reader.restore(os.path.abspath(folder))
+  except (FileNotFoundError, KeyError, ValueError):
+    tree = {}
   if 'network' not in tree:
-    raise torch_files.FileError(f'{folder}: not written by msd_jax.convert')
+    raise torch_files.FileError(
+        f'{folder}: neither the folder of a run nor written by msd_jax.convert')
   module = networks.from_description(tree['network'])
   if 'generator' in tree:
     students = jax.tree.leaves(tree['generator'])[0].shape[0]

@@ -51,7 +51,7 @@ def read_students(path: str) -> dict[str, Any]:
   Raises:
     ValueError: the folder has no students, or the run has not come to them.
   """
-  if os.path.isdir(os.path.join(path, 'checkpoints')):
+  if given.is_run(path):
     params, _ = given.students(path)
   else:
     with ocp.StandardCheckpointer() as reader:

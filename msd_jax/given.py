@@ -19,6 +19,11 @@ from msd_jax import published
 _FREE = ('dtype', 'dropout', 'remat')
 
 
+TEACHER_FIELDS = (
+    'dataset', 'data_path', 'sigma_data', 'teacher', 'classifier')
+"""What runs that share a teacher have in common."""
+
+
 def teacher_steps(config: Any) -> dict[str, int]:
   """Stage -> rounds of those before the students, in order.
 
@@ -55,7 +60,7 @@ def results(config: Any, module: nn.Module) -> dict[str, Any]:
     return {}
   if not os.path.exists(path):
     raise FileNotFoundError(f'teacher_workdir={path}: no such file or folder')
-  if not _is_run(path):
+  if not is_run(path):
     return {'teacher': _published(path, config, module)}
   # Through JSON, as that run's config: a tuple equals the list it became.
   return _of_run(path, json.loads(config.to_json_best_effort()))
@@ -79,13 +84,16 @@ def students(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
   return checkpoint.load(path)
 
 
-def _is_run(path):
+def is_run(path: str) -> bool:
+  """Whether the path is the folder of a run."""
   return os.path.isdir(os.path.join(path, 'checkpoints'))
 
 
 def check_trained_teacher(path: str, saved: Mapping[str, Any]) -> None:
-  """Raises ValueError where a run, of the config `saved`, only took a teacher.
-  """
+  """Raises ValueError where a run, of the config `saved`, trained none."""
+  if 'teacher' not in saved:
+    raise ValueError(
+        f'{path} is a run of another method, which has no teacher')
   if saved['teacher_workdir']:
     raise ValueError(
         f'the run {path} took its teacher from {saved["teacher_workdir"]}: '
@@ -95,7 +103,7 @@ def check_trained_teacher(path: str, saved: Mapping[str, Any]) -> None:
 def _of_run(path, mine):
   saved = checkpoint.load_config(path)
   check_trained_teacher(path, saved)
-  for field in ('dataset', 'data_path', 'sigma_data', 'teacher', 'classifier'):
+  for field in TEACHER_FIELDS:
     if saved[field] != mine[field]:
       raise ValueError(
           f'teacher_workdir={path} was trained with {field}={saved[field]}, '
@@ -119,13 +127,33 @@ def _published(path, config, module):
     raise ValueError(
         f'sigma_data={config.sigma_data}, but published networks have '
         f'{convert.SIGMA_DATA}')
+  return published_teacher(path, module)[1]
+
+
+def published_teacher(
+    path: str, module: nn.Module | None = None) -> tuple[nn.Module, Any]:
+  """(module, params) of a file, or of a folder that `msd_jax.convert` wrote.
+
+  Args:
+    path: of the file or folder.
+    module: that it must be of; None takes what is there.
+
+  Raises:
+    ValueError: it is no denoiser, or of another network.
+  """
   if os.path.isfile(path):
-    return published.read_network(path, module)[1]
+    return published.read_network(path, module)
   found, parts = convert.from_folder(path)
   if 'generator' in parts:
     raise ValueError(
-        f'teacher_workdir={path} holds a generator of one step; a teacher is a '
-        'denoiser: one that msd_jax.convert wrote without --one_step')
+        f'{path} holds a generator of one step; a teacher is a denoiser: one '
+        'that msd_jax.convert wrote without --one_step')
+  if module is not None:
+    _check_network(path, found, module)
+  return found, jax.tree.map(np.asarray, parts.get('params', parts.get('real')))
+
+
+def _check_network(path, found, module):
   for field in module.__dataclass_fields__:
     if field in (*_FREE, 'parent', 'name'):
       continue
@@ -134,4 +162,3 @@ def _published(path, config, module):
       raise ValueError(
           f'teacher_workdir={path} is {type(found).__name__} with '
           f'{field}={theirs}; teacher.network and the data ask for {ours}')
-  return jax.tree.map(np.asarray, parts.get('params', parts.get('real')))

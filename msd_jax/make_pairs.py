@@ -15,10 +15,10 @@ import flax.linen as nn
 import jax
 import ml_collections
 import numpy as np
-import orbax.checkpoint as ocp
 
 from core_jax import checkpoint
 from core_jax import keys
+from msd_jax import convert
 from msd_jax import data
 from msd_jax import diffusion
 from msd_jax import given
@@ -28,13 +28,14 @@ from msd_jax.formats import pairs
 
 
 def read_teacher(path: str) -> tuple[nn.Module, Any, float]:
-  """(module, params, sigma_data) of a run's or a converted teacher.
+  """(module, params, sigma_data) of a run's or a published teacher.
 
   Raises:
-    DataError: the folder holds none.
-    ValueError: the run took its teacher from elsewhere.
+    DataError: there is nothing.
+    ValueError: the run took its teacher from elsewhere, or what is there is no
+      teacher.
   """
-  if _is_run(path):
+  if given.is_run(path):
     saved = checkpoint.load_config(path)
     given.check_trained_teacher(path, saved)
     config = ml_collections.ConfigDict(saved)
@@ -44,25 +45,17 @@ def read_teacher(path: str) -> tuple[nn.Module, Any, float]:
     module = networks.build(
         saved['teacher']['network'], dataset.shape, dataset.num_classes)
     return module, params, config.sigma_data
-  try:
-    with ocp.StandardCheckpointer() as reader:
-      tree = reader.restore(os.path.abspath(path))
-    module = networks.from_description(tree['network'])
-    return module, tree['params'], float(tree['sigma_data'])
-  except (FileNotFoundError, KeyError, ValueError) as error:
-    raise data.DataError(
-        f'{path}: neither the folder of a run nor a network that '
-        'msd_jax.convert wrote') from error
+  if not os.path.exists(path):
+    raise data.DataError(f'{path}: no such file or folder')
+  return *given.published_teacher(path), convert.SIGMA_DATA
 
 
 def own_sigma_max(path: str) -> float:
   """The most noise of a run's teacher; 80, as EDM has it, of a converted one.
   """
-  return checkpoint.load_config(path)['sigma_max'] if _is_run(path) else 80.
-
-
-def _is_run(path):
-  return os.path.isdir(os.path.join(path, 'checkpoints'))
+  if not given.is_run(path):
+    return 80.
+  return checkpoint.load_config(path)['sigma_max']
 
 
 def make_sampler(
@@ -115,6 +108,9 @@ def make_pairs(
     raise data.DataError(f'{num_shards} shards for {num} pairs')
   module, params, sigma_data = read_teacher(teacher)
   num_classes = max(1, module.num_classes)
+  if settings.num_steps < 1:
+    raise data.DataError(f'--num_steps={settings.num_steps}: give 1 or more')
+  params = jax.device_put(params)  # Once, not for each batch.
   sample = make_sampler(module, sigma_data, settings)
   made_by = {
       pairs.TEACHER: pairs.fingerprint(params), 'sampler': str(settings),

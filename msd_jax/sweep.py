@@ -22,6 +22,7 @@ from core_jax import folder
 from core_jax import hosts
 from core_jax import seeds as seeds_lib
 from msd_jax import figures
+from msd_jax import given
 from msd_jax import setup
 from msd_jax import train
 
@@ -44,26 +45,51 @@ def run_all(
   """Summaries of the runs over seeds and values, with 'seed' and `field`.
 
   Raises:
-    ValueError: the config has no such field, or of another type; nothing was
-      trained.
+    ValueError: a value that no run can have, or a folder with another run;
+      nothing was trained.
   """
-  changed = [_changed(config, field, value) for value in values]
+  cells = [
+      (value, *cell) for seed in seeds for value, cell in zip(
+          values, _cells(config, workdir, seed, field, values), strict=True)]
+  for _, path, cell in cells:
+    _check(path, cell)
   rows = []
-  for seed in seeds:
-    first = None
-    for value, cell in zip(values, copy.deepcopy(changed), strict=True):
-      cell.seed = seed
-      cell.teacher_workdir = config.teacher_workdir or first or ''
-      path = pathlib.Path(workdir) / f'{field}={value}-seed={seed}'
-      first = first or str(path)
-      if (path / 'summary.json').exists():
-        folder.claim(str(path), cell)  # refuses another config
-        summary = json.loads((path / 'summary.json').read_text())
-      else:
-        print(f'run: {path}', flush=True)
-        summary = train.train_and_evaluate(cell, str(path))
-      rows.append({**summary, field: value})
+  for value, path, cell in cells:
+    if (path / 'summary.json').exists():
+      summary = json.loads((path / 'summary.json').read_text())
+    else:
+      print(f'run: {path}', flush=True)
+      summary = train.train_and_evaluate(cell, str(path))
+    rows.append({**summary, field: value})
   return rows
+
+
+def _cells(config, workdir, seed, field, values):
+  """(folder, config) of each value at a seed; all have the first's teacher,
+  unless it is what varies."""
+  if field in ('seed', 'teacher_workdir'):
+    raise ValueError(f'--field={field}: a sweep sets it itself; there is '
+                     '--seeds, and a sweep of its own for each teacher')
+  cells = []
+  for value in values:
+    cell = _changed(config, field, value)
+    path = pathlib.Path(workdir) / f'{field}={value}-seed={seed}'
+    shared = field.split('.')[0] not in given.TEACHER_FIELDS
+    first = str(cells[0][0]) if cells and shared else ''
+    cell.seed = seed
+    cell.teacher_workdir = config.teacher_workdir or first
+    cells.append((path, cell))
+  return cells
+
+
+def _check(path, cell):
+  """Raises ValueError for what could not be trained or gone on with."""
+  if path.exists():
+    folder.check(str(path), cell)
+  checked = copy.deepcopy(cell)
+  if checked.partition == 'kmeans' and checked.teacher_workdir:
+    checked.partition = 'consecutive'  # That teacher may be still to come.
+  setup.make(checked)
 
 
 def _changed(config, field, value):

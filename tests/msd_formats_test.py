@@ -302,10 +302,14 @@ def test_pairs_are_what_the_teachers_sampler_makes(teacher, tmp_path):
   with pytest.raises(data.DataError, match='pairs made by another teacher'):
     pairs.PairSource(str(tmp_path / 'pairs'), params)
   settings = diffusion.Sampler(num_steps=4)
+  with pytest.raises(data.DataError, match='--num_steps=0: give 1'):
+    make_pairs.make_pairs(
+        path, str(tmp_path / 'none'), num=1, num_shards=1, shards=range(1),
+        settings=diffusion.Sampler(num_steps=0), seed=0, batch_size=1)
   with pytest.raises(data.DataError, match='was made with .*num_steps=3.*num_s'
                      'teps=4.* Give another folder'):
     make('pairs', range(3))
-  with pytest.raises(data.DataError, match='nor a network that msd_jax'):
+  with pytest.raises(ValueError, match='nor written by msd_jax.conv'):
     make_pairs.read_teacher(str(tmp_path / 'pairs'))
   assert make_pairs.own_sigma_max(path) == 80
 

@@ -7,6 +7,7 @@ from absl.testing import flagsaver
 import pytest
 
 from configs import toy2d
+from core_jax import folder
 from msd_jax import sweep
 from msd_jax import train
 
@@ -41,6 +42,42 @@ def test_a_value_that_does_not_fit_is_refused_before_anything_is_trained(
   with pytest.raises(ValueError, match=f'--field={field} with the value'):
     sweep.run_all(config, str(tmp_path), seeds=[0], field=field,
                   values=[1e-3, value])
+
+
+@pytest.mark.parametrize('field, values, message', [
+    ('seed', [0, 1], '--field=seed: a sweep sets it'),
+    ('teacher_workdir', ['a', 'b'], '--field=teacher_workdir: a sweep sets'),
+    ('num_students', [1, 80], 'num_students=80 must')])
+def test_a_value_that_no_run_can_have_is_refused_before_anything_is_trained(
+    field, values, message, tmp_path, monkeypatch):
+  monkeypatch.delattr(train, 'train_and_evaluate')
+  with pytest.raises(ValueError, match=message):
+    sweep.run_all(toy2d.get_config('tiny'), str(tmp_path), seeds=[0],
+                  field=field, values=values)
+
+
+def test_runs_whose_teachers_differ_train_one_each(tmp_path, monkeypatch):
+  taken = []
+  monkeypatch.setattr(
+      train, 'train_and_evaluate', lambda config, path: taken.append(
+          (config.teacher.lr, config.teacher_workdir)) or {})
+  sweep.run_all(toy2d.get_config('tiny'), str(tmp_path), seeds=[0],
+                field='teacher.lr', values=[1e-3, 1e-4])
+  assert taken == [(1e-3, ''), (1e-4, '')]
+
+
+def test_a_folder_of_another_teacher_is_refused_before_anything_is_trained(
+    tmp_path, monkeypatch):
+  monkeypatch.setattr(
+      train, 'train_and_evaluate',
+      lambda config, path: folder.claim(path, config) and {})
+  sweep_of = lambda values: sweep.run_all(
+      toy2d.get_config('tiny'), str(tmp_path), seeds=[0],
+      field='num_students', values=values)
+  sweep_of([2, 4])
+  monkeypatch.delattr(train, 'train_and_evaluate')
+  with pytest.raises(ValueError, match='teacher_workdir: .*num_students=1'):
+    sweep_of([1, 2, 4])
 
 
 def row(value, seed, distance, **others):
