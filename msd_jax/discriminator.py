@@ -23,9 +23,16 @@ def init(key: jax.Array, feature_shape: tuple[int, ...]) -> Any:
   """Params for features of this shape, (H, W, C) or (C,), without the batch.
 
   Raises:
-    ValueError: features that are not square, or cannot be halved to 4x4.
+    ValueError: features that are not square, cannot be halved to 4x4, or have
+      channels that make no groups.
   """
   channels = feature_shape[-1]
+  try:
+    layers.num_groups(channels)
+  except ValueError as error:
+    raise ValueError(
+        f"the discriminator's features: {error}. Choose another width of the "
+        'network that it reads') from error
   leaves = {}
   for i, kernel in enumerate(_kernels(feature_shape)):
     leaves[f'conv{i}'] = layers.dense_leaves(channels, channels, kernel)

@@ -313,7 +313,7 @@ def _regression(run, stage, loss, router, mesh):
   settings = setup.stage_settings(run.config, stage.kind)
   tx = setup.optimizer(settings)
   decays = regress.Settings(
-      batch_size=settings.batch_size, ema_decay=settings.ema_decay,
+      ema_decay=settings.ema_decay,
       target_decay=settings.get('target_decay', 0.),
       microbatches=run.config.compute.microbatches)
   return Method(

@@ -216,6 +216,19 @@ def group_norm(
   return y.astype(x.dtype)
 
 
+def num_groups(channels: int) -> int:
+  """Of a norm: 32, or fewer of 4 channels each.
+
+  Raises:
+    ValueError: the channels do not divide into them.
+  """
+  groups = min(32, channels // 4)
+  if not groups or channels % groups:
+    raise ValueError(f'{channels} channels do not divide into the groups of a '
+                     'norm; multiples of 32 always do')
+  return groups
+
+
 def _group_moments(x):
   """Mean and variance of each channel's group: [B, H, W, C] -> 2 x [B, C].
 
@@ -224,14 +237,12 @@ def _group_moments(x):
   E[x^2] - E[x]^2 would lose the digits of a channel far from 0.
   """
   b, _, _, c = x.shape
-  num_groups = min(32, c // 4)
-  if c % num_groups:
-    raise ValueError(f'{c} channels do not divide into {num_groups} groups.')
+  groups = num_groups(c)
   origin = jax.lax.stop_gradient(x[:, :1, :1])
   centred = x - origin
   mean = centred.mean((1, 2))
   variance = jnp.square(centred).mean((1, 2)) - jnp.square(mean)
-  mean = (mean + origin[:, 0, 0]).reshape(b, num_groups, -1)
+  mean = (mean + origin[:, 0, 0]).reshape(b, groups, -1)
   group_mean = mean.mean(-1, keepdims=True)
   group_variance = (variance.reshape(mean.shape) +
                     jnp.square(mean - group_mean)).mean(-1, keepdims=True)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from msd_jax import layers
 from msd_jax import mlp
 from msd_jax import songunet
 from msd_jax import unet
@@ -83,11 +84,12 @@ def _check_blocks(module):
         f'{halvings} times, and {module.resolution} is not to be halved so')
   for block in itertools.chain(*module.blocks()):
     for channels in (block.in_channels, block.out_channels):
-      if channels < 4 or channels % min(32, channels // 4):
+      try:
+        layers.num_groups(channels)
+      except ValueError as error:
         raise ValueError(
-            f'network.model_channels={module.model_channels}: the {channels} '
-            f'channels of block {block.name!r} do not divide into the groups '
-            'of its norm; multiples of 32 always do')
+            f'network.model_channels={module.model_channels}, block '
+            f'{block.name!r}: {error}') from error
     if block.num_heads and block.out_channels % block.num_heads:
       raise ValueError(
           f'network.model_channels={module.model_channels}: the '

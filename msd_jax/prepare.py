@@ -116,7 +116,7 @@ def main() -> None:
   args = parser.parse_args()
   try:
     print(prepare(args.source, args.target, args.resolution, args.grey))
-  except source.DataError as error:
+  except (OSError, ValueError) as error:
     raise SystemExit(f'{parser.prog}: {error}') from error
 
 

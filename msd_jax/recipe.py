@@ -131,4 +131,6 @@ def _head_init(run, module, features):
   shape = jax.eval_shape(
       features, params, example, jax.ShapeDtypeStruct((1,), np.float32),
       jax.ShapeDtypeStruct((1,), np.int32)).shape[1:]
-  return lambda key: discriminator.init(key, shape)
+  init = lambda key: discriminator.init(key, shape)
+  jax.eval_shape(init, jax.random.key(0))  # Raises now, not stages later.
+  return init

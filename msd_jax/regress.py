@@ -38,7 +38,6 @@ class Student:
 class Settings:
   """Of both; the decays are of averages over updates, 0 for none."""
 
-  batch_size: int  # per student
   target_decay: float = 0.
   ema_decay: float = 0.
   microbatches: int = 1  # that a batch is worked through in

@@ -99,11 +99,14 @@ def make(
 
 def _check_settings(config):
   """What would be found wrong after training alone, or never."""
-  for block, field in (('teacher', 'sampler_steps'), ('evaluation', 'num_sets'),
-                       ('evaluation', 'num_samples')):
-    value = (config.get(block) or {}).get(field, 1)
-    if value < 1:
-      raise ValueError(f'{block}.{field}={value}: give 1 or more')
+  for block, field, least in (
+      ('teacher', 'sampler_steps', 1), ('evaluation', 'num_sets', 1),
+      ('evaluation', 'num_samples', 1), ('compute', 'microbatches', 1),
+      *((block, 'warmup_steps', 0) for block in config)):
+    block_of = config.get(block)
+    if isinstance(block_of, Config) and block_of.get(field, least) < least:
+      raise ValueError(
+          f'{block}.{field}={block_of[field]}: give {least} or more')
   if config.regression and config.regression.weight and (
       'dm' not in student_kinds(config)):
     raise ValueError(

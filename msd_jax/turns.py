@@ -307,5 +307,6 @@ def update_fake(
 
   grad_fn = accumulate.value_and_grad(loss_fn, settings.microbatches)
   (_, found), grads = grad_fn(guidance, tuple(rows), key)
+  found['fake_grad_norm'] = optax.tree.norm(grads)
   updates, opt_state = networks.fake_tx.update(grads, opt_state, guidance)
   return (optax.apply_updates(guidance, updates), opt_state), found

@@ -1,5 +1,7 @@
 """Adversarial DM: losses, head and encoder features, and what a round does."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -262,6 +264,25 @@ def test_a_fake_score_gone_to_infinity_moves_no_image_and_is_logged():
       recipe, student, (x, labels), None, jax.random.key(0),
       {'teacher': teacher}))(student)
   assert metrics['dm_not_finite'] == 1 and metrics['dm_x_grad_norm'] == 0
+
+
+def test_a_fake_score_that_breaks_says_so_in_the_same_update():
+  recipe, student, x, labels, teacher = one_student(None)
+
+  @jax.custom_jvp
+  def broken(x):
+    return x
+
+  broken.defjvps(lambda dx, y, x: dx * jnp.inf)
+  sound = recipe.networks.fake
+  fake = lambda *args: broken(sound(*args))
+  recipe = dataclasses.replace(
+      recipe, networks=dataclasses.replace(recipe.networks, fake=fake))
+  carry = (student.fake, student.head), student.fake_opt_state
+  _, found = turns.update_fake(
+      recipe, teacher, carry, (x, labels, None, jax.random.key(0)))
+  assert np.isfinite(found['fake_loss'])
+  assert not np.isfinite(found['fake_grad_norm'])
 
 
 def test_heads_are_new_and_each_students_own():

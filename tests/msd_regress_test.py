@@ -76,8 +76,7 @@ def consistency_run(loss_of, mesh, num_levels=12, target_decay=0.9):
         sigma[:, None] <= levels[0], x, mean + (x - mean) * scale)
 
   tx = optax.adam(2e-2)
-  settings = regress.Settings(
-      batch_size=64, target_decay=target_decay, ema_decay=0.9)
+  settings = regress.Settings(target_decay=target_decay, ema_decay=0.9)
   classes, sizes = partition.members(np.array([0, 1]))
   frozen = {'teacher': {}, 'start': {'mean': jnp.zeros(2)},
             'classes': classes, 'sizes': sizes}
@@ -136,7 +135,8 @@ def test_without_decay_the_target_is_the_student_itself():
         consistency_loss, one_device(), target_decay=decay)
     ends.append(jax.jit(step)(state, clean(0), frozen)[0].students)
   assert ends[0].target is None
-  chex.assert_trees_all_equal(ends[0].generator, ends[1].generator)
+  chex.assert_trees_all_close(
+      ends[0].generator, ends[1].generator, rtol=1e-6)
 
 
 def test_eight_devices_equal_one():
@@ -163,7 +163,7 @@ def test_post_distillation_copies_each_students_own_teacher():
   loss = regress.make_post_loss(
       affine, affine, lambda params: losses.square_distance,
       lambda key, part: turns.draw(key, part, 64, (1,), mesh), 20.)
-  tx, settings = optax.adam(3e-2), regress.Settings(batch_size=64)
+  tx, settings = optax.adam(3e-2), regress.Settings()
   classes, sizes = partition.members(np.array([0, 1]))
   large = {'a': jnp.array([1., -1.]), 'b': jnp.array([.5, .2])}
   frozen = {'start': {'a': jnp.float32(0), 'b': jnp.float32(0)},

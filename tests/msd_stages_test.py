@@ -8,6 +8,7 @@ import shutil
 import chex
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -222,6 +223,10 @@ def test_regression_to_pairs_pulls_the_generator_to_them(teacher, tmp_path):
      'post.workdir is not set'),
     ({'student_stages': 'adm'}, 'only the stage dm has the loss on pairs'),
     ({'teacher.sampler_steps': 0}, 'teacher.sampler_steps=0: give 1 or more'),
+    ({'compute.microbatches': 0}, 'compute.microbatches=0: give 1 or more'),
+    ({'students.warmup_steps': -1}, 'students.warmup_steps=-1: give 0 or'),
+    ({'student_stages': 'dm+adm', 'students.fake_network': 'student',
+      'students.network.width': 150}, 'features: 150 channels do not divide'),
     ({'evaluation.num_sets': 0}, 'evaluation.num_sets=0: give 1 or more'),
     ({'student_stages': 'consistency', 'regression.weight': 0.,
       'consistency.num_levels': 1}, 'give 2 or more'),
@@ -346,6 +351,15 @@ def test_a_teacher_is_not_looked_for_where_another_took_it(tmp_path):
           tiny(teacher_workdir=str(tmp_path)), setup.make(tiny()).teacher)):
     with pytest.raises(ValueError, match='its teacher from runs/first: give'):
       read()
+
+
+def test_a_run_of_another_method_has_no_teacher(tmp_path):
+  some = {'a': jnp.zeros(1)}
+  with checkpoint.manager(str(tmp_path), keep=1, milestones=()) as mgr:
+    checkpoint.save(mgr, 1, state=some, params=some, reached={},
+                    config=ml_collections.ConfigDict({'methods': ['stn']}))
+  with pytest.raises(ValueError, match='is a run of another method'):
+    make_pairs.read_teacher(str(tmp_path))
 
 
 def test_a_teacher_that_is_not_there_is_named_with_its_field():
