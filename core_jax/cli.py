@@ -80,7 +80,7 @@ def run(
       folder.name_workdir(path)
       platform.work_unit().set_task_status(f'{package}: {path}')
       try:
-        with contextlib.ExitStack() as stack:
+        with _memory_is_named(), contextlib.ExitStack() as stack:
           hosts.on_first(lambda: stack.enter_context(folder.held(path)))
           # Loops that have something to save hear signals themselves.
           stack.enter_context(folder.stop_request(at_once=True))
@@ -94,6 +94,20 @@ def run(
         sys.exit(128 + e.received)
 
   app.run(main, flags_parser=_parse)
+
+
+@contextlib.contextmanager
+def _memory_is_named():
+  """A device out of memory is no bug of the program, and has a remedy."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as e:
+    if 'RESOURCE_EXHAUSTED' not in str(e):
+      raise
+    raise ValueError(
+        f'a device is out of memory: {str(e).splitlines()[0]}. --plan says '
+        'what each stage takes; smaller batches, and where the config has '
+        'them compute.microbatches, remat and fsdp, need less') from e
 
 
 def _define_join(package, several_processes):
@@ -188,7 +202,7 @@ def _use_compilation_cache():
     cache = os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache'))
     jax.config.update(
         'jax_compilation_cache_dir', os.path.join(cache, 'distil_jax'))
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
 def describe_devices(mesh: jax.sharding.Mesh) -> str:

@@ -9,13 +9,14 @@ import subprocess
 import sys
 
 from absl.testing import flagsaver
+import jax
 import pytest
 
 from core_jax import cli
 from core_jax import folder
 
 ROOT = pathlib.Path(__file__).parents[1]
-SIGNALLED = 7  # A seed that gets a SIGTERM.
+SIGNALLED, TOO_LARGE = 7, 8  # Seeds of what befalls the training.
 TOY = f'{ROOT}/configs/toy2d.py:tiny'
 
 
@@ -29,6 +30,8 @@ def main(monkeypatch, tmp_path):
     ran.append(workdir)
     if config.seed == SIGNALLED:
       os.kill(os.getpid(), signal.SIGTERM)
+    if config.seed == TOO_LARGE:
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 9 GiB\nmore')
 
   def call(*args):
     monkeypatch.setattr(sys, 'argv', ['main', *args])
@@ -64,6 +67,13 @@ def test_a_signal_outside_of_any_loop_says_how_to_go_on(main, capsys):
   said = capsys.readouterr().err
   assert 'SIGTERM: what is finished is kept. To go on:' in said
   assert f'--config.seed={SIGNALLED} --workdir=runs/toy-toy2d-tiny' in said
+
+
+def test_a_device_out_of_memory_has_one_line_and_a_remedy(main, capsys):
+  assert main(f'--config={TOY}', f'--config.seed={TOO_LARGE}')
+  said, = capsys.readouterr().err.splitlines()
+  assert said.startswith('error: a device is out of memory: RESOURCE_EXHAUSTED')
+  assert '9 GiB. --plan says' in said
 
 
 def test_a_second_process_is_kept_out_of_a_run_s_folder(main, capsys):
