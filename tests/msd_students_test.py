@@ -69,7 +69,8 @@ def test_a_round_starts_with_no_gradient_where_fake_and_teacher_are_one():
   state, round_, frozen = gaussian_round(one_device(), np.array([0, 0]))
   state = state.replace(students=state.students.replace(
       fake=jax.tree.map(lambda x: x[None], TEACHER)))
-  state, metrics = jax.jit(round_)(state, {}, frozen)
+  with jax.disable_jit():  # Fused with others, one formula may round otherwise.
+    state, metrics = round_(state, {}, frozen)
   assert metrics['dm_gradient_abs'] == 0
   np.testing.assert_array_equal(state.students.generator['mean'], [[0., 0.]])
 
