@@ -19,10 +19,13 @@ LONGEST_VALUE_BYTES = 4 * 64
 
 
 class Bound(NamedTuple):
-  """Of one rule, or of a run: no more than this can be asked."""
+  """Of one rule, or of a run: no more than this can be asked.
+
+  An endpoint's calls are the questions, those asked again whose answer cannot
+  be read, and the texts whose likelihood it gives.
+  """
   questions: int  # queries to the knowledge model
-  calls: int  # of an endpoint, answers that cannot be read asked again, and
-  # texts whose likelihood it gives
+  calls: int  # of an endpoint
   prompt_tokens: int
   completion_tokens: int
 

@@ -49,7 +49,7 @@ def rows_of(statements: Sequence[Statement], scorer: str, norm: str
 def _values(statement):
   """The values that the short statement shows, the subject left out."""
   shown = [b['value'] for b in statement['bindings'][1:]
-           if re.search(rf'\b{re.escape(b["value"])}\b',
+           if re.search(rf'(?<!\w){re.escape(b["value"])}(?!\w)',
                         statement['statement'])]
   return ' '.join(shown) or statement['bindings'][-1]['value']
 

@@ -13,6 +13,8 @@ from configs import link_default
 from core_jax import folder
 from link_jax import bounds
 from link_jax import generate
+from link_jax import ngram
+from link_jax import results
 from link_jax import run
 from link_jax import tools
 
@@ -124,6 +126,23 @@ def test_the_bound_of_a_rule_by_hand():
   config.search.max_candidates = 101
   # 20 of 5 values and more, and the rest of a share halved 7 times, and 2.
   assert bounds.of_rule(rule, config).questions == 20 + 7 + 2
+
+
+@pytest.mark.parametrize('said, shown', [
+    ('if PersonX is fond of a nut, PersonX eats a doughnut', 'nut doughnut'),
+    ('if PersonX is glad, PersonX eats a doughnut', 'doughnut'),
+    ('if PersonX is glad, PersonX is', 'doughnut')])  # The last, if none is.
+def test_the_frequency_of_a_statement_is_of_the_values_that_it_shows(
+    said, shown):
+  values = {'P': 'PersonX', 'A': 'nut', 'B': 'doughnut'}
+  row, = results.rows_of([{
+      'rule': 'r', 'domain': 'd', 'split': 'head', 'statement': said,
+      'bindings': [{'variable': name, 'value': value}
+                   for name, value in values.items()],
+      'likelihoods': [{'scorer': 'unigram', 'sum': -1., 'tokens': 1, 'bytes': 1,
+                       'value_sum': -1., 'value_tokens': 1}]}],
+      'unigram', 'mean')
+  assert row.zipf == ngram.zipf(shown)
 
 
 def test_likelihoods_of_an_endpoint_are_calls_too():
