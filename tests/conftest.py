@@ -16,7 +16,7 @@ for _name, _value in {
     'jax_platforms': 'cpu',
     'jax_disable_most_optimizations': True,
     'jax_compilation_cache_dir': _cache.name,
-    'jax_persistent_cache_min_compile_time_secs': 0.5}.items():
+    'jax_persistent_cache_min_compile_time_secs': 0.1}.items():
   jax.config.update(_name, _value)
   os.environ[_name.upper()] = str(_value)
 jax.config.update('jax_num_cpu_devices', 8)

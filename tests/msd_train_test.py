@@ -94,12 +94,18 @@ def test_a_config_runs_to_its_report_and_traces_each_step_once(
   assert np.isfinite(images).all()
 
 
+@pytest.fixture(scope='module')
+def first(tmp_path_factory):
+  """The folder of a finished run."""
+  path = tmp_path_factory.mktemp('first')
+  train.train_and_evaluate(tiny('digits', path, baselines=()), str(path))
+  return path
+
+
 def test_a_teacher_of_another_run_is_taken_and_checked(
-    tmp_path, monkeypatch):
-  first = tiny('digits', tmp_path, baselines=())
-  train.train_and_evaluate(first, str(tmp_path / 'first'))
+    first, tmp_path, monkeypatch):
   second = tiny('digits', tmp_path, baselines=(), num_students=2,
-                partition='kmeans', teacher_workdir=str(tmp_path / 'first'))
+                partition='kmeans', teacher_workdir=str(first))
   clustered, kmeans = [], partition.balanced_kmeans
   monkeypatch.setattr(
       partition, 'balanced_kmeans',
@@ -113,7 +119,7 @@ def test_a_teacher_of_another_run_is_taken_and_checked(
   with pytest.raises(ValueError, match='give the run that trained it'):
     setup.make(alone)
   other = tiny('digits', tmp_path, baselines=(),
-               teacher_workdir=str(tmp_path / 'first'), sigma_data=0.5)
+               teacher_workdir=str(first), sigma_data=0.5)
   with pytest.raises(ValueError, match='sigma_data=0.75, this config has 0.5'):
     train.train_and_evaluate(other, str(tmp_path / 'third'))
 
@@ -131,9 +137,9 @@ def final_bits(workdir):
 
 
 def test_a_run_killed_at_five_random_moments_ends_in_the_same_bits(tmp_path):
-  args = ['--config=configs/digits.py:tiny', '--config.teacher.num_steps=20',
-          '--config.students.num_steps=20', '--config.baselines=()',
-          '--config.checkpoint_every_steps=5']
+  args = ['--config=configs/digits.py:tiny', '--config.teacher.num_steps=10',
+          '--config.students.num_steps=10', '--config.baselines=()',
+          '--config.checkpoint_every_steps=3']
   started = time.monotonic()
   done = run(*args, f'--workdir={tmp_path}/whole')
   seconds = time.monotonic() - started
@@ -152,10 +158,8 @@ def test_a_run_killed_at_five_random_moments_ends_in_the_same_bits(tmp_path):
   assert final_bits(tmp_path / 'killed') == final_bits(tmp_path / 'whole')
 
 
-def test_another_program_restores_params_in_three_lines(tmp_path):
-  config = tiny('digits', tmp_path, baselines=())
-  train.train_and_evaluate(config, str(tmp_path))
-  path = max((tmp_path / 'checkpoints').glob('[0-9]*'),
+def test_another_program_restores_params_in_three_lines(first, tmp_path):
+  path = max((first / 'checkpoints').glob('[0-9]*'),
              key=lambda p: int(p.name)) / 'params'
   program = f'''
 import orbax.checkpoint as ocp
