@@ -79,21 +79,30 @@ def run(
       path = workdir.value or _default_workdir(package)
       folder.name_workdir(path)
       platform.work_unit().set_task_status(f'{package}: {path}')
-      try:
-        with _memory_is_named(), contextlib.ExitStack() as stack:
+      with _stop_is_told(path), _memory_is_named():
+        with contextlib.ExitStack() as stack:
           hosts.on_first(lambda: stack.enter_context(folder.held(path)))
-          # Loops that have something to save hear signals themselves.
-          stack.enter_context(folder.stop_request(at_once=True))
           train(experiment, path)
-      except loop.Interrupted as e:
-        print(e, file=sys.stderr)
-        sys.exit(e.exit_code)
-      except folder.Stopped as e:
-        print(f'{e}: what is finished is kept. To go on:\n'
-              f'  {folder.resume_command(path)}', file=sys.stderr)
-        sys.exit(128 + e.received)
 
   app.run(main, flags_parser=_parse)
+
+
+@contextlib.contextmanager
+def _stop_is_told(path):
+  """Ends the process at a signal, and says how to go on.
+
+  Loops that have something to save hear signals themselves.
+  """
+  try:
+    with folder.stop_request(at_once=True):
+      yield
+  except loop.Interrupted as e:
+    print(e, file=sys.stderr)
+    sys.exit(e.exit_code)
+  except folder.Stopped as e:
+    print(f'{e}: what is finished is kept. To go on:\n'
+          f'  {folder.resume_command(path)}', file=sys.stderr)
+    sys.exit(128 + e.received)
 
 
 @contextlib.contextmanager
