@@ -170,8 +170,8 @@ def _ledger(run, path, todo):
   return [report_lib.Heading('Cost'), report_lib.Table(
       ['stage', 'networks', 'TFLOP for one', 'device seconds for one'], rows,
       'Matrix products and convolutions (3x3 ones as such, also where a CPU '
-      "runs Winograd's fewer products); time of all devices together, "
-      'compilation aside.')]
+      "runs Winograd's fewer products); time of all devices together, with the "
+      "drawing of panels, without the step's compilation.")]
 
 
 def _images(run, params, path, key):
